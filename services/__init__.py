@@ -1,0 +1,1 @@
+"""The model worker, the constraint service and what they share."""

@@ -1,0 +1,1 @@
+"""What every gRPC server here shares: lifecycle, errors, interceptors, settings."""
