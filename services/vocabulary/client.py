@@ -1,0 +1,36 @@
+"""Fetches a worker's vocabulary, so that no other service needs the model's directory."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc.aio
+from espalier.v1 import model_worker_pb2, model_worker_pb2_grpc
+
+from services.rpckit.status import VocabularyMismatch
+from services.vocabulary.vocabulary import Vocabulary
+
+
+async def fetch_vocabulary(
+    channel: grpc.aio.Channel, *, timeout_s: float = 30.0
+) -> tuple[model_worker_pb2.GetModelResponse, Vocabulary]:
+    """Ask the worker behind `channel` for its model and tokenizer; each of the two calls may take `timeout_s` seconds.
+
+    Raises:
+        grpc.aio.AioRpcError: as the worker answered.
+        VocabularyMismatch: the tokenizer that arrived is not the one that the model names.
+        UnsupportedTokenizerError: its tokens have no exact bytes.
+    """
+    stub = model_worker_pb2_grpc.ModelWorkerServiceStub(channel)
+    model = await stub.GetModel(model_worker_pb2.GetModelRequest(), timeout=timeout_s)
+    pieces = stub.GetTokenizer(model_worker_pb2.GetTokenizerRequest(), timeout=timeout_s)
+    tokenizer_json = b"".join([piece.chunk async for piece in pieces])
+    # Reading 50,000 tokens takes a tenth of a second and more: not on the event loop.
+    vocabulary = await asyncio.to_thread(Vocabulary, tokenizer_json, model.vocab_size, list(model.eos_token_ids))
+    if vocabulary.digest != model.vocabulary_digest:
+        raise VocabularyMismatch(
+            "the worker's tokenizer is not the one that its model names; it may have been replaced in between, so ask again",
+            expected=model.vocabulary_digest,
+            actual=vocabulary.digest,
+        )
+    return model, vocabulary
