@@ -1,0 +1,164 @@
+"""What wraps every call of every server: readiness, errors as rich statuses, a log line and metrics."""
+
+from __future__ import annotations
+
+import inspect
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+import grpc.aio
+import structlog
+from prometheus_client import Gauge, Histogram
+
+from services.rpckit.rich_status import from_rpc_error, to_trailing_metadata
+from services.rpckit.status import NotReady, ServiceError
+
+RPC_SECONDS = Histogram(
+    "espalier_rpc_seconds",
+    "Time of a call from its arrival to its end.",
+    ["method", "code"],
+    buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
+)
+RPCS_IN_FLIGHT = Gauge("espalier_rpcs_in_flight", "Calls that have not ended.", ["method"])
+
+# Health and reflection answer while the service itself does not, and their calls say nothing worth a log line.
+_INFRASTRUCTURE = ("/grpc.health.", "/grpc.reflection.")
+
+_log = structlog.get_logger()
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Turns a `ServiceError` from a handler into its rich status, and anything unexpected into INTERNAL.
+
+    The log has the traceback of the unexpected, under an id that the caller gets as well.
+
+    Calls that come while `is_ready()` is false are refused with NOT_READY before the handler sees them.
+    """
+
+    def __init__(self, service_name: str, is_ready: Callable[[], bool]) -> None:
+        self._service_name = service_name
+        self._is_ready = is_ready
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Wrap the handler, whichever of the four shapes it has."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or method.startswith(_INFRASTRUCTURE):
+            return handler
+        behavior = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+
+        async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            with self._watch(method, context) as call:
+                try:
+                    self._refuse_unless_ready()
+                    return await behavior(request, context)
+                except Exception as error:
+                    await call.abort(error)
+
+        async def stream(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            with self._watch(method, context) as call:
+                try:
+                    self._refuse_unless_ready()
+                    produced = behavior(request, context)
+                    if inspect.isawaitable(produced):  # a handler that writes to the context itself
+                        await produced
+                        return
+                    async for response in produced:
+                        yield response
+                except Exception as error:
+                    await call.abort(error)
+
+        make = {
+            (False, False): grpc.unary_unary_rpc_method_handler,
+            (False, True): grpc.unary_stream_rpc_method_handler,
+            (True, False): grpc.stream_unary_rpc_method_handler,
+            (True, True): grpc.stream_stream_rpc_method_handler,
+        }[handler.request_streaming, handler.response_streaming]
+        return make(
+            stream if handler.response_streaming else answer,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    def _refuse_unless_ready(self) -> None:
+        if not self._is_ready():
+            raise NotReady(
+                f"the {self._service_name} service is starting or stopping; try again", service=self._service_name
+            )
+
+    @contextmanager
+    def _watch(self, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Iterator[_Call]:
+        metadata = dict(context.invocation_metadata() or ())
+        call = _Call(method, context, traceparent=metadata.get("traceparent"))
+        RPCS_IN_FLIGHT.labels(method).inc()
+        started = time.perf_counter()
+        try:
+            yield call
+        except grpc.aio.AbortError:  # `call.abort` has said the code, or a handler has aborted by itself
+            if call.code is None:
+                call.code = _code_of(context)
+            raise
+        except BaseException:  # cancelled: the caller has gone, or its deadline has passed
+            call.code = grpc.StatusCode.CANCELLED
+            raise
+        finally:
+            RPCS_IN_FLIGHT.labels(method).dec()
+            seconds = time.perf_counter() - started
+            code = call.code or grpc.StatusCode.OK
+            RPC_SECONDS.labels(method, code.name).observe(seconds)
+            call.log.debug("call ended", code=code.name, ms=round(seconds * 1e3, 2))
+
+
+class _Call:
+    """One call: how it ends, and where its log lines go."""
+
+    def __init__(self, method: str, context: grpc.aio.ServicerContext[Any, Any], *, traceparent: Any) -> None:
+        self.code: grpc.StatusCode | None = None
+        self._context = context
+        self.log = _log.bind(method=method)
+        if isinstance(traceparent, str):
+            self.log = self.log.bind(traceparent=traceparent)
+
+    async def abort(self, error: Exception) -> None:
+        """End the call with what `error` says; always raises."""
+        if isinstance(error, grpc.aio.AbortError):
+            raise error
+        if isinstance(error, grpc.aio.AioRpcError):
+            error = from_rpc_error(error)
+        if not isinstance(error, ServiceError):
+            error_id = secrets.token_hex(6)
+            self.log.error("unexpected error", error_id=error_id, exc_info=error)
+            error = ServiceError(
+                f"an unexpected error, a bug of the service: its log has the details under the id {error_id}",
+                error_id=error_id,
+            )
+        else:
+            level = self.log.warning if error.code is grpc.StatusCode.INTERNAL else self.log.info
+            level(
+                "call failed",
+                code=error.code.name,
+                reason=error.reason,
+                message=error.message[:500],
+                **_safe(error.metadata),
+            )
+        self.code = error.code
+        code, details, trailing = to_trailing_metadata(error)
+        await self._context.abort(code, details, trailing)
+
+
+def _safe(metadata: dict[str, str]) -> dict[str, str]:
+    """Prefix the names, which must not meet the log's own."""
+    return {f"error_{key}": value[:200] for key, value in metadata.items()}
+
+
+def _code_of(context: grpc.aio.ServicerContext[Any, Any]) -> grpc.StatusCode:
+    code: Any = context.code()  # grpc.aio keeps the integer
+    return next((known for known in grpc.StatusCode if known.value[0] == code), grpc.StatusCode.UNKNOWN)

@@ -1,0 +1,228 @@
+"""The life of a server: bind, load, serve, drain, stop.
+
+1. Bind. A port in use ends the process here, with code 1.
+2. `start()` loads what is needed. Health says NOT_SERVING; calls are refused with NOT_READY.
+3. Serve, until SIGTERM or SIGINT. Health says SERVING, overall and per service.
+4. Drain. Health says NOT_SERVING, new calls are refused, open ones may end within `drain_s`.
+5. `stop()` lets go of what is held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import prometheus_client
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from services.rpckit.interceptors import CallInterceptor
+from services.rpckit.settings import ServiceSettings
+from services.rpckit.status import ServiceError
+
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+"""Largest message: all positions' logits of a long step are the largest there are (50,000 float32 are 200 KB a row)."""
+
+START_FAILED_EXIT_CODE = 1
+
+SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # Without this, two servers on one port share its connections and nobody notices.
+    ("grpc.so_reuseport", 0),
+    # Clients may ping an idle connection every ten seconds to find a dead peer.
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+)
+
+CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 15_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    # A peer that restarts is found again within a second rather than after gRPC's default backoff of up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+)
+"""What a channel between our services is made with; matches `SERVER_OPTIONS`."""
+
+_log = structlog.get_logger()
+
+
+def configure_logs(settings: ServiceSettings) -> None:
+    """Send logs to stderr: structlog's and those of libraries, as JSON lines or as text."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    rendering: list[structlog.typing.Processor] = (
+        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(ensure_ascii=False)]
+        if settings.log_format == "json"
+        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    )
+    structlog.configure(
+        processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    # Libraries' chatter stays out; ours is told apart by the service's own level.
+    root.setLevel(max(logging.INFO, logging.getLevelName(settings.log_level.upper())))
+    for name in ("services", "gateway"):
+        logging.getLogger(name).setLevel(settings.log_level.upper())
+    structlog.contextvars.bind_contextvars(service=settings.service)
+
+
+async def serve(
+    settings: ServiceSettings,
+    *,
+    service_name: str,
+    register: Callable[[grpc.aio.Server], None],
+    full_service_names: Sequence[str],
+    start: Callable[[], Awaitable[None]],
+    stop: Callable[[], Awaitable[None]],
+) -> None:
+    """Run a server until it is told to stop; returns after `stop()`.
+
+    `register` adds the servicers; their handlers are called only after `start()` returned. `full_service_names` are
+    those of the contract, for example `espalier.v1.GatewayService`: reflection lists them, and health answers for
+    each and for "".
+
+    Raises:
+        SystemExit: code 1 when the address is in use, or when `start()` fails; the log says why.
+    """
+    configure_logs(settings)
+    _log.info("settings", **settings.describe())
+    for variable in settings.unknown_variables():
+        _log.warning("an environment variable that looks like a setting is none; see --help", variable=variable)
+
+    is_ready = False
+    server = grpc.aio.server(
+        interceptors=[CallInterceptor(service_name, lambda: is_ready)],
+        options=SERVER_OPTIONS,
+    )
+    health_servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+
+    async def set_health(status: Any) -> None:
+        for name in ("", *full_service_names):
+            await health_servicer.set(name, status)
+
+    await set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+    register(server)
+    reflection.enable_server_reflection((*full_service_names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+
+    bound = _bind(server, settings.address)
+    _serve_metrics(settings)
+    await server.start()
+    _log.info("listening, not ready yet", address=bound)
+    try:
+        if await _finish_unless(stopping, start):
+            is_ready = True
+            await set_health(health_pb2.HealthCheckResponse.SERVING)
+            _log.info("ready", address=bound)
+            await stopping.wait()
+    except ServiceError as error:
+        _log.error("cannot start", reason=error.reason, message=error.message)
+        raise SystemExit(START_FAILED_EXIT_CODE) from None
+    except Exception as error:
+        _log.error("cannot start", exc_info=error)
+        raise SystemExit(START_FAILED_EXIT_CODE) from None
+    finally:
+        is_ready = False
+        _log.info("stopping", drain_s=settings.drain_s)
+        await health_servicer.enter_graceful_shutdown()
+        await server.stop(settings.drain_s)
+        await stop()
+        _log.info("stopped")
+
+
+async def _finish_unless(stopping: asyncio.Event, start: Callable[[], Awaitable[None]]) -> bool:
+    """Run `start()`, or give it up when `stopping` is set; returns whether it finished."""
+    starting = asyncio.ensure_future(start())
+    stopped = asyncio.ensure_future(stopping.wait())
+    try:
+        await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            return not stopping.is_set()
+        return False
+    finally:
+        for task in (starting, stopped):
+            task.cancel()
+        await asyncio.gather(starting, stopped, return_exceptions=True)
+
+
+def _bind(server: grpc.aio.Server, address: str) -> str:
+    """Bind the address and return it with the port that was taken; ends the process with code 1 when it is in use."""
+    reason = "it is in use, or not an address of this machine"
+    if address.startswith("unix:") and _is_unix_socket_served(address.removeprefix("unix:")):
+        # gRPC would take the path away from the server that has it.
+        port = 0
+        reason = "another server listens on it"
+    else:
+        try:
+            port = server.add_insecure_port(address)
+        except RuntimeError:
+            port = 0
+    if port == 0:
+        _log.error(
+            f"cannot listen on {address}: {reason}; stop what holds it, or set --address to another one",
+            address=address,
+        )
+        raise SystemExit(START_FAILED_EXIT_CODE)
+    return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
+
+
+def _is_unix_socket_served(path: str) -> bool:
+    if not Path(path).is_socket():
+        return False
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+        return True
+
+
+def _serve_metrics(settings: ServiceSettings) -> None:
+    if settings.metrics_port is None:
+        return
+    host = "127.0.0.1" if settings.address.startswith("unix:") else settings.address.rpartition(":")[0].strip("[]")
+    try:
+        http_server, _ = prometheus_client.start_http_server(settings.metrics_port, addr=host)
+    except OSError as error:
+        where, why = f"{host}:{settings.metrics_port}", os.strerror(error.errno or 0)
+        _log.error(f"cannot serve metrics on {where}: {why}; set --metrics-port to a free port")
+        raise SystemExit(START_FAILED_EXIT_CODE) from None
+    _log.info("metrics", url=f"http://{host}:{http_server.server_port}/metrics")
