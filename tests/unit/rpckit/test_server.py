@@ -1,4 +1,4 @@
-"""Servers run for real: in this process where one is enough, in a process of their own where signals and exit codes matter."""
+"""Servers run for real: in this process where one is enough, in their own where signals and exit codes matter."""
 
 import asyncio
 import os
