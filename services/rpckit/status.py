@@ -19,7 +19,8 @@ ServiceError
 ├── DeadlineExceeded       DEADLINE_EXCEEDED    DEADLINE
 └── ValidationFailed       INTERNAL             VALIDATION_FAILED
 
-No gRPC server is needed to raise one: the classes are plain exceptions, and the codes are numbers from `google.rpc.Code`.
+No gRPC server is needed to raise one: the classes are plain exceptions, and the codes are numbers from
+`google.rpc.Code`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ class ServiceError(Exception):
     code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
     reason: ClassVar[str] = "INTERNAL"
 
-    def __init__(self, message: str, *, field: str | None = None, retry_after_s: float | None = None, **metadata: object) -> None:
+    def __init__(
+        self, message: str, *, field: str | None = None, retry_after_s: float | None = None, **metadata: object
+    ) -> None:
         """`field` becomes a BadRequest violation, `retry_after_s` a RetryInfo, `metadata` (str() of each) the ErrorInfo's."""
         super().__init__(message)
         self.message = message

@@ -19,16 +19,16 @@ class UnsupportedTokenizerError(ValueError):
 class Vocabulary:
     """Token ids, their bytes and the tokenizer that cuts text into them. Immutable.
 
-    `token_bytes[i]` is None for ids that never stand for text: special tokens, and ids up to `vocab_size` (the width of the logits) that the
-    tokenizer does not know.
+    `token_bytes[i]` is None for ids that never stand for text: special tokens, and ids up to `vocab_size` (the width of
+    the logits) that the tokenizer does not know.
     """
 
     def __init__(self, tokenizer_json: bytes, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
         """Read the tokenizer.
 
         Raises:
-            UnsupportedTokenizerError: neither byte-level nor SentencePiece with byte fallback; or more tokens than `vocab_size`.
-            ValueError: not a tokenizer file, or end tokens beyond `vocab_size`.
+            UnsupportedTokenizerError: neither byte-level nor SentencePiece with byte fallback; or more tokens than
+            `vocab_size`. ValueError: not a tokenizer file, or end tokens beyond `vocab_size`.
         """
         try:
             layout = json.loads(tokenizer_json)
@@ -43,7 +43,9 @@ class Vocabulary:
             tokenizer.no_truncation()
             tokenizer.no_padding()
         if not eos_token_ids or not all(0 <= token_id < vocab_size for token_id in eos_token_ids):
-            raise ValueError(f"end tokens {list(eos_token_ids)} must be given and lie below the vocabulary's size {vocab_size}")
+            raise ValueError(
+                f"end tokens {list(eos_token_ids)} must be given and lie below the vocabulary's size {vocab_size}"
+            )
         self.tokenizer_json = tokenizer_json
         self.vocab_size = vocab_size
         self.eos_token_ids = tuple(sorted(set(eos_token_ids)))
@@ -76,10 +78,14 @@ class Vocabulary:
         return digest.hexdigest()
 
 
-def _token_bytes(layout: Any, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Sequence[int]) -> tuple[bytes | None, ...]:
+def _token_bytes(
+    layout: Any, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Sequence[int]
+) -> tuple[bytes | None, ...]:
     pieces = tokenizer.get_vocab(with_added_tokens=True)
     if pieces and max(pieces.values()) >= vocab_size:
-        raise UnsupportedTokenizerError(f"the tokenizer has ids up to {max(pieces.values())}, the model only {vocab_size} logits")
+        raise UnsupportedTokenizerError(
+            f"the tokenizer has ids up to {max(pieces.values())}, the model only {vocab_size} logits"
+        )
     added = {token_id: token for token_id, token in tokenizer.get_added_tokens_decoder().items()}
     to_bytes = _piece_decoder(layout)
     result: list[bytes | None] = [None] * vocab_size
@@ -98,7 +104,9 @@ def _piece_decoder(layout: Any) -> Any:
     if layout.get("normalizer") is not None:
         lossy = sorted(set(_types(layout["normalizer"])) - {"Sequence", "Replace", "Prepend", "NFC"})
         if lossy:
-            raise UnsupportedTokenizerError(f"the normalizer {', '.join(lossy)} changes text before it is cut, so tokens have no exact bytes")
+            raise UnsupportedTokenizerError(
+                f"the normalizer {', '.join(lossy)} changes text before it is cut, so tokens have no exact bytes"
+            )
     decoders = set(_types(layout.get("decoder")))
     if "ByteLevel" in decoders:
         return _byte_level
@@ -119,7 +127,10 @@ def _types(part: Any) -> Iterator[str]:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-ins for bytes: printable Latin-1 stands for itself, the others for U+0100 onwards, in order."""
+    """GPT-2's printable stand-ins for bytes.
+
+    Printable Latin-1 stands for itself, the others for U+0100 onwards, in order.
+    """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
@@ -132,7 +143,9 @@ def _byte_level(piece: str) -> bytes:
     try:
         return bytes(_BYTE_OF_CHARACTER[character] for character in piece)
     except KeyError as error:
-        raise UnsupportedTokenizerError(f"the piece {piece!r} has {error.args[0]!r}, which is not in the byte-level alphabet") from None
+        raise UnsupportedTokenizerError(
+            f"the piece {piece!r} has {error.args[0]!r}, which is not in the byte-level alphabet"
+        ) from None
 
 
 def _sentencepiece(piece: str) -> bytes:

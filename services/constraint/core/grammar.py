@@ -1,8 +1,9 @@
 """The one grammar form that every source lowers into: named rules over expressions on bytes.
 
-An expression is a small tree of frozen values. `Bytes`, `ByteRange` and `Automaton` match bytes; `Sequence`, `Alternation` and `Repeat` combine;
-`Reference` calls a rule, which is where recursion and sharing live. Rules may be left-recursive, nullable, ambiguous or unproductive: the lowering
-(`lowering.py`) takes care of it. Expressions may be shared freely; to share the *automaton* of a large one, make it a rule.
+An expression is a small tree of frozen values. `Bytes`, `ByteRange` and `Automaton` match bytes; `Sequence`,
+`Alternation` and `Repeat` combine; `Reference` calls a rule, which is where recursion and sharing live. Rules may be
+left-recursive, nullable, ambiguous or unproductive: the lowering (`lowering.py`) takes care of it. Expressions may be
+shared freely; to share the *automaton* of a large one, make it a rule.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class Literals:
 class Automaton:
     """A finite automaton over bytes, nondeterministic or not, as a regex front end makes it.
 
-    States are numbered from 0; `edges` are (source, low byte, high byte, target). Without accepting states it matches nothing.
+    States are numbered from 0; `edges` are (source, low byte, high byte, target). Without accepting states it matches
+    nothing.
     """
 
     start: int

@@ -1,0 +1,432 @@
+"""The compiled walks: transitions between configurations and token masks. Runs without the GIL.
+
+A *configuration* is a set of items (state, stack node): every way in which the bytes so far can be read. A *stack node*
+is a set of frames (return state, count, parent node): what to go on with when the present rule ends. Both are interned
+("hash-consed"): the same set is the same integer, so a state of a matcher is one integer, transitions can be remembered
+in a flat table, and equal futures are found to be equal. Sharing stack nodes is what keeps ambiguous grammars
+polynomial (Tomita, "Efficient Parsing for Natural Language", 1985: the graph-structured stack).
+
+One transition has three phases:
+
+1. *Advance*: follow the byte from every item; follow epsilons; where a rule ends, pop its frames. No rule is ever
+   entered here.
+2. *Merge*: positions that share state and count but differ in stack become one position with the union of the frames.
+3. *Call*: enter rules in topological order of their left calls (callers first; the lowering removed left recursion), so
+   that each rule is entered once, with all its frames known. Nothing is popped here: the lowering put an epsilon beside
+   every call of a rule that may match nothing.
+
+`reference.py` is the plain Python twin that tests compare this with.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from services.constraint.core.interning import intern_configuration, intern_node
+from services.constraint.core.tables import (
+    BOTTOM,
+    DEAD,
+    FUEL,
+    GROW_SCRATCH,
+    OUT_OF_FUEL,
+    UNKNOWN,
+    Arena,
+    Int32s,
+    Scratch,
+    Tables,
+    TrieArrays,
+    Uint8s,
+    compiled,
+)
+
+
+@compiled
+def _add_position(w: Scratch, n: int, state: int, count: int, node: int) -> int:
+    """Add a position unless it is there; return the new number of positions, or GROW_SCRATCH."""
+    clock = w.clock[0]
+    head = -1
+    if w.state_stamp[state] == clock:
+        head = w.state_head[state]
+        i = head
+        while i >= 0:
+            if w.position_node[i] == node and w.position_count[i] == count:
+                return n
+            i = w.position_next[i]
+    if n >= len(w.position_state):
+        return GROW_SCRATCH
+    w.position_state[n] = state
+    w.position_count[n] = count
+    w.position_node[n] = node
+    w.position_next[n] = head
+    w.position_done[n] = 0
+    w.state_stamp[state] = clock
+    w.state_head[state] = n
+    return n + 1
+
+
+@compiled
+def _push_rule(heap: Int32s, n: int, rule: int) -> int:
+    i = n
+    while i > 0:
+        parent = (i - 1) // 2
+        if heap[parent] <= rule:
+            break
+        heap[i] = heap[parent]
+        i = parent
+    heap[i] = rule
+    return n + 1
+
+
+@compiled
+def _pop_rule(heap: Int32s, n: int) -> int:
+    """Move the least rule of the heap of n to heap[n - 1]."""
+    least = heap[0]
+    last = heap[n - 1]
+    i = 0
+    while True:
+        child = 2 * i + 1
+        if child >= n - 1:
+            break
+        if child + 1 < n - 1 and heap[child + 1] < heap[child]:
+            child += 1
+        if heap[child] >= last:
+            break
+        heap[i] = heap[child]
+        i = child
+    heap[i] = last
+    heap[n - 1] = least
+    return n - 1
+
+
+@compiled
+def _add_entry(w: Scratch, entries: int, waiting: int, rule: int, ret: int, count: int, parent: int) -> int:
+    """Note that `rule` is to be entered with this frame; return the new number of waiting rules, or GROW_SCRATCH."""
+    if entries >= len(w.entry_return):
+        return GROW_SCRATCH
+    head = -1
+    if w.rule_stamp[rule] == w.clock[0]:
+        head = w.rule_head[rule]
+    else:
+        w.rule_stamp[rule] = w.clock[0]
+        waiting = _push_rule(w.rule_heap, waiting, rule)
+    w.entry_return[entries] = ret
+    w.entry_count[entries] = count
+    w.entry_parent[entries] = parent
+    w.entry_next[entries] = head
+    w.rule_head[rule] = entries
+    return waiting
+
+
+@compiled
+def _enter_calls(
+    g: Tables, a: Arena, w: Scratch, state: int, count: int, node: int, entries: int, waiting: int
+) -> tuple[int, int]:
+    """Note the calls of a state.
+
+    Return the new numbers of entries and of waiting rules (or GROW_SCRATCH in the second).
+    """
+    if g.count_minimum[state] >= 0 and g.count_maximum[state] >= 0 and count >= g.count_maximum[state]:
+        return entries, waiting
+    for call in range(g.call_start[state], g.call_start[state + 1]):
+        if g.call_is_tail[call] == 1:
+            # What follows the return is the end of the caller, so the callee returns to the caller's callers at once.
+            for frame in range(a.node_start[node], a.node_start[node + 1]):
+                waiting = _add_entry(
+                    w,
+                    entries,
+                    waiting,
+                    g.call_rule[call],
+                    a.frame_return[frame],
+                    a.frame_count[frame],
+                    a.frame_parent[frame],
+                )
+                if waiting < 0:
+                    return entries, waiting
+                entries += 1
+        else:
+            waiting = _add_entry(w, entries, waiting, g.call_rule[call], g.call_return[call], count, node)
+            if waiting < 0:
+                return entries, waiting
+            entries += 1
+    return entries, waiting
+
+
+@compiled
+def _enter_rules(g: Tables, a: Arena, w: Scratch, entries: int, waiting: int, items: int, accepts: int) -> int:
+    """Phase 3: enter the waiting rules, add the items at their starts, and intern the configuration."""
+    clock = w.clock[0]
+    while waiting > 0:
+        waiting = _pop_rule(w.rule_heap, waiting)
+        rule = w.rule_heap[waiting]
+        n = 0
+        entry = w.rule_head[rule]
+        while entry >= 0:
+            if n >= len(w.frame_return):
+                return GROW_SCRATCH
+            w.frame_return[n] = w.entry_return[entry]
+            w.frame_count[n] = w.entry_count[entry]
+            w.frame_parent[n] = w.entry_parent[entry]
+            n += 1
+            entry = w.entry_next[entry]
+        node = intern_node(g, a, w.frame_return, w.frame_count, w.frame_parent, n)
+        if node < 0:
+            return node
+        w.worklist[0] = g.rule_start[rule]
+        w.seen_stamp[g.rule_start[rule]] = clock
+        todo = 1
+        while todo > 0:
+            todo -= 1
+            state = w.worklist[todo]
+            a.sizes[FUEL] -= 1
+            if g.edge_start[state] < g.edge_start[state + 1]:
+                if items >= len(w.item_state):
+                    return GROW_SCRATCH
+                w.item_state[items] = state
+                w.item_node[items] = node
+                items += 1
+            entries, waiting = _enter_calls(g, a, w, state, 0, node, entries, waiting)
+            if waiting < 0:
+                return waiting
+            for epsilon in range(g.epsilon_start[state], g.epsilon_start[state + 1]):
+                target = g.epsilon_target[epsilon]
+                if w.seen_stamp[target] != clock:
+                    w.seen_stamp[target] = clock
+                    w.worklist[todo] = target
+                    todo += 1
+    if a.sizes[FUEL] < 0:
+        return OUT_OF_FUEL
+    return intern_configuration(g, a, w.item_state, w.item_node, items, accepts)
+
+
+@compiled
+def start_configuration(g: Tables, a: Arena, w: Scratch, rule: int, accepts: int) -> int:
+    """Return the configuration before the first byte; `accepts` tells whether the empty text is complete."""
+    w.clock[0] += 1
+    w.frame_return[0] = BOTTOM
+    w.frame_count[0] = 0
+    w.frame_parent[0] = 0
+    bottom = intern_node(g, a, w.frame_return, w.frame_count, w.frame_parent, 1)
+    if bottom < 0:
+        return bottom
+    waiting = _add_entry(w, 0, 0, rule, BOTTOM, 0, 0)
+    return _enter_rules(g, a, w, 1, waiting, 0, accepts)
+
+
+@compiled
+def step(g: Tables, a: Arena, w: Scratch, configuration: int, byte: int) -> int:
+    """Return the configuration after `byte`: DEAD, a configuration, or a negative code. Not memoised.
+
+    See `transition`.
+    """
+    w.clock[0] += 1
+    accepts = 0
+    n = 0
+    for item in range(a.configuration_start[configuration], a.configuration_start[configuration + 1]):
+        state = a.item_state[item]
+        for edge in range(g.edge_start[state], g.edge_start[state + 1]):
+            if g.edge_low[edge] <= byte <= g.edge_high[edge]:
+                n = _add_position(w, n, g.edge_target[edge], 0, a.item_node[item])
+                if n < 0:
+                    return n
+    i = 0
+    while i < n:
+        state, count, node = w.position_state[i], w.position_count[i], w.position_node[i]
+        i += 1
+        a.sizes[FUEL] -= 1
+        if a.sizes[FUEL] < 0:
+            return OUT_OF_FUEL
+        for epsilon in range(g.epsilon_start[state], g.epsilon_start[state + 1]):
+            n = _add_position(w, n, g.epsilon_target[epsilon], 0, node)
+            if n < 0:
+                return n
+        if g.is_accepting[state] == 1 or (g.count_minimum[state] >= 0 and count >= g.count_minimum[state]):
+            for frame in range(a.node_start[node], a.node_start[node + 1]):
+                ret = a.frame_return[frame]
+                if ret == BOTTOM:
+                    accepts = 1
+                    continue
+                returned = 0
+                if g.count_minimum[ret] >= 0:
+                    returned = a.frame_count[frame] + 1
+                    if g.count_maximum[ret] < 0:
+                        # Past the minimum every count has the same future.
+                        returned = min(returned, g.count_minimum[ret])
+                n = _add_position(w, n, ret, returned, a.frame_parent[frame])
+                if n < 0:
+                    return n
+    items = 0
+    entries = 0
+    waiting = 0
+    for i in range(n):
+        state = w.position_state[i]
+        has_edges = g.edge_start[state] < g.edge_start[state + 1]
+        if w.position_done[i] == 1 or not (has_edges or g.call_start[state] < g.call_start[state + 1]):
+            continue
+        count, node = w.position_count[i], w.position_node[i]
+        merged = 0
+        j = w.state_head[state]
+        while j >= 0:
+            if w.position_count[j] == count:
+                w.position_done[j] = 1
+                if j != i:
+                    merged += 1
+            j = w.position_next[j]
+        if merged > 0:
+            frames = 0
+            j = w.state_head[state]
+            while j >= 0:
+                if w.position_count[j] == count:
+                    other = w.position_node[j]
+                    for frame in range(a.node_start[other], a.node_start[other + 1]):
+                        if frames >= len(w.frame_return):
+                            return GROW_SCRATCH
+                        w.frame_return[frames] = a.frame_return[frame]
+                        w.frame_count[frames] = a.frame_count[frame]
+                        w.frame_parent[frames] = a.frame_parent[frame]
+                        frames += 1
+                j = w.position_next[j]
+            node = intern_node(g, a, w.frame_return, w.frame_count, w.frame_parent, frames)
+            if node < 0:
+                return node
+        if has_edges:
+            if items >= len(w.item_state):
+                return GROW_SCRATCH
+            w.item_state[items] = state
+            w.item_node[items] = node
+            items += 1
+        entries, waiting = _enter_calls(g, a, w, state, count, node, entries, waiting)
+        if waiting < 0:
+            return waiting
+    return _enter_rules(g, a, w, entries, waiting, items, accepts)
+
+
+@compiled
+def transition(g: Tables, a: Arena, w: Scratch, configuration: int, byte: int) -> int:
+    """As `step`, remembered."""
+    byte_class = g.byte_class[byte]
+    target = a.transitions[configuration, byte_class]
+    if target == UNKNOWN:
+        target = step(g, a, w, configuration, byte)
+        if target >= 0:
+            a.transitions[configuration, byte_class] = target
+    return target
+
+
+@compiled
+def accept_bytes(g: Tables, a: Arena, w: Scratch, configuration: int, text: Uint8s) -> int:
+    """Return the configuration after all of `text`: DEAD, a configuration, or a negative code."""
+    for byte in text:
+        configuration = transition(g, a, w, configuration, byte)
+        if configuration <= 0:
+            return configuration
+    return configuration
+
+
+@compiled
+def fill_mask(
+    g: Tables, a: Arena, w: Scratch, trie: TrieArrays, configuration: int, path: Int32s, bitmask: Int32s
+) -> int:
+    """Set the bit of every token whose bytes lead from `configuration` to a live one; return how many, or a negative
+    code.
+
+    `bitmask` (words,) must be zero, and is to be thrown away after a negative code. `path` (deepest token + 1,) is work
+    space. Every configuration that is alive can be completed, because the lowering left nothing unproductive in the
+    grammar: so a token is allowed when its bytes stay alive.
+    """
+    num_allowed = 0
+    path[0] = configuration
+    i = 0
+    n = len(trie.byte)
+    while i < n:
+        depth = trie.depth[i]
+        byte = trie.byte[i]
+        target = a.transitions[path[depth], g.byte_class[byte]]
+        if target == UNKNOWN:
+            target = transition(g, a, w, path[depth], byte)
+            if target < 0:
+                return target
+        if target == DEAD:
+            i = trie.end[i]
+            continue
+        path[depth + 1] = target
+        for j in range(trie.token_start[i], trie.token_start[i + 1]):
+            token_id = trie.token_id[j]
+            bitmask[token_id >> 5] |= np.int32(1) << np.int32(token_id & 31)
+            num_allowed += 1
+        i += 1
+    return num_allowed
+
+
+@compiled
+def forced_byte(g: Tables, a: Arena, configuration: int) -> int:
+    """Return the only byte that may follow, or -1 where the text may end or several may follow."""
+    if a.configuration_accepts[configuration] == 1:
+        return -1
+    forced = -1
+    for item in range(a.configuration_start[configuration], a.configuration_start[configuration + 1]):
+        state = a.item_state[item]
+        for edge in range(g.edge_start[state], g.edge_start[state + 1]):
+            low = g.edge_low[edge]
+            if low != g.edge_high[edge] or (forced >= 0 and low != forced):
+                return -1
+            forced = low
+    return forced
+
+
+@compiled
+def forced_bytes(g: Tables, a: Arena, w: Scratch, configuration: int, out: Uint8s) -> tuple[int, int]:
+    """Write the bytes that must follow to `out`, at most its length.
+
+    Return how many and the configuration behind them, or a negative code as the first.
+    """
+    n = 0
+    while n < len(out):
+        byte = forced_byte(g, a, configuration)
+        if byte < 0:
+            break
+        target = transition(g, a, w, configuration, byte)
+        if target < 0:
+            return target, configuration
+        out[n] = byte
+        configuration = target
+        n += 1
+    return n, configuration
+
+
+@compiled
+def _readable(low: int, high: int) -> int:
+    """Choose a byte between low and high that reads well in a text that was closed early."""
+    if low <= 97 <= high:
+        return 97  # a
+    if low <= 48 <= high:
+        return 48  # 0
+    return low
+
+
+@compiled
+def shortest_bytes(g: Tables, a: Arena, w: Scratch, configuration: int, out: Uint8s) -> int:
+    """Write the beginning of a shortest completion to `out`, at most its length.
+
+    Return how many bytes, or a negative code.
+    """
+    n = 0
+    while n < len(out) and a.configuration_distance[configuration] > 0:
+        distance = a.configuration_distance[configuration]
+        byte = -1
+        for item in range(a.configuration_start[configuration], a.configuration_start[configuration + 1]):
+            state = a.item_state[item]
+            rest = a.node_distance[a.item_node[item]]
+            if g.byte_distance[state] + rest == distance:
+                for edge in range(g.edge_start[state], g.edge_start[state + 1]):
+                    if g.distance[g.edge_target[edge]] + 1 + rest == distance:
+                        byte = _readable(g.edge_low[edge], g.edge_high[edge])
+                        break
+                if byte >= 0:
+                    break
+        target = transition(g, a, w, configuration, byte)
+        if target < 0:
+            return target
+        out[n] = byte
+        configuration = target
+        n += 1
+    return n

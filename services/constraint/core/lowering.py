@@ -1,0 +1,459 @@
+"""Lowers a grammar to the flat tables that the kernel walks.
+
+1. *Emission*: each rule that the start rule reaches becomes a nondeterministic automaton whose edges are bytes,
+   epsilons and calls of rules (Thompson, "Regular Expression Search Algorithm", 1968, with a shared source and target
+   instead of an epsilon per part). A bounded repetition of more than a few states becomes a rule of one *counting
+   state*, whose count lives in the stack frame.
+2. *Nullable rules*: beside every call of a rule that may match nothing stands an epsilon; the call itself then always
+   consumes.
+3. *Left recursion*, direct, indirect or hidden behind nullable rules, becomes a loop (`left_recursion.py`).
+4. *Distances*: fewest bytes from each state to the end of its rule; whatever has no way to the end is cut off, so that
+   every state that is left can be completed. A start rule without a way is UnsatisfiableGrammar.
+
+Nothing is determinised here: the kernel does that lazily, by interning configurations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from services.constraint.core import left_recursion
+from services.constraint.core.compiled_grammar import CompiledGrammar
+from services.constraint.core.grammar import (
+    Alternation,
+    Automaton,
+    ByteRange,
+    Bytes,
+    Expression,
+    Grammar,
+    Literals,
+    Reference,
+    Repeat,
+    Sequence,
+)
+from services.constraint.core.tables import UNREACHABLE, Int32s, Tables, compiled
+from services.rpckit.status import GrammarSyntax, GrammarTooLarge, UnsatisfiableGrammar
+
+# Repetitions of at most this many states are written out: plain states are cheaper to walk than counts.
+MAX_UNROLLED_STATES = 64
+
+
+@dataclass(slots=True)
+class Network:
+    """Rules as automata, while they are made: parallel lists, one entry per edge.
+
+    States are numbered over all rules.
+    """
+
+    num_states: int = 0
+    edge_source: list[int] = field(default_factory=list)
+    edge_low: list[int] = field(default_factory=list)
+    edge_high: list[int] = field(default_factory=list)
+    edge_target: list[int] = field(default_factory=list)
+    epsilons: list[tuple[int, int]] = field(default_factory=list)
+    calls: list[tuple[int, int, int]] = field(default_factory=list)  # (state, rule, return state)
+    rule_start: list[int] = field(default_factory=list)
+    rule_accept: list[int] = field(default_factory=list)
+    counting: dict[int, tuple[int, int]] = field(default_factory=dict)  # state -> (minimum, maximum or -1)
+
+    def new_state(self) -> int:
+        """Return a new state."""
+        self.num_states += 1
+        return self.num_states - 1
+
+    def new_rule(self) -> int:
+        """Return a new rule with its start and its accepting state."""
+        self.rule_start.append(self.new_state())
+        self.rule_accept.append(self.new_state())
+        return len(self.rule_start) - 1
+
+    def add_edge(self, source: int, low: int, high: int, target: int) -> None:
+        """Add an edge for the bytes from low to high."""
+        self.edge_source.append(source)
+        self.edge_low.append(low)
+        self.edge_high.append(high)
+        self.edge_target.append(target)
+
+
+def lower(grammar: Grammar, *, max_states: int) -> CompiledGrammar:
+    """Lower a grammar.
+
+    Raises:
+        GrammarSyntax: a rule is called but not defined.
+        GrammarTooLarge: more than `max_states` states.
+        UnsatisfiableGrammar: no text matches.
+    """
+    emitter = _Emitter(grammar, max_states)
+    start = emitter.rule_of(grammar.start)
+    try:
+        emitter.run()
+    except RecursionError:
+        raise GrammarTooLarge("an expression of the grammar is nested too deep", limit="expression_nesting") from None
+    network = emitter.network
+    nullable = _nullable_rules(network)
+    _make_calls_consume(network, nullable)
+    order = left_recursion.remove(network, max_states=max_states)
+    return _flatten(network, order, start, accepts_empty=nullable[start])
+
+
+class _Emitter:
+    """Writes expressions into a network.
+
+    An expression object that is met again as a repetition's body shares its rule.
+    """
+
+    def __init__(self, grammar: Grammar, max_states: int) -> None:
+        self.network = Network()
+        self._grammar = grammar
+        self._max_states = max_states
+        self._rules: dict[str, int] = {}
+        self._bodies: dict[int, int] = {}
+        self._waiting: list[tuple[int, Expression]] = []
+
+    def rule_of(self, name: str) -> int:
+        """Return the rule of this name; its body is written by `run`."""
+        rule = self._rules.get(name)
+        if rule is None:
+            if name not in self._grammar.rules:
+                raise GrammarSyntax(f"the rule {name!r} is called but not defined", rule=name)
+            rule = self._rules[name] = self.network.new_rule()
+            self._waiting.append((rule, self._grammar.rules[name]))
+        return rule
+
+    def run(self) -> None:
+        """Write all rules that were called."""
+        while self._waiting:
+            rule, body = self._waiting.pop()
+            self._emit(body, self.network.rule_start[rule], self.network.rule_accept[rule])
+            if self.network.num_states > self._max_states:
+                raise GrammarTooLarge(
+                    f"the grammar needs more than {self._max_states} states (limit max_states)",
+                    limit="max_states",
+                    value=self._max_states,
+                )
+
+    def _emit(self, expression: Expression, source: int, target: int) -> None:
+        """Connect source to target.
+
+        No part adds an edge into `source` or out of `target`, so that options may share both.
+        """
+        network = self.network
+        match expression:
+            case Bytes(value):
+                if not value:
+                    network.epsilons.append((source, target))
+                    return
+                for byte in value[:-1]:
+                    middle = network.new_state()
+                    network.add_edge(source, byte, byte, middle)
+                    source = middle
+                network.add_edge(source, value[-1], value[-1], target)
+            case ByteRange(low, high):
+                network.add_edge(source, low, high, target)
+            case Sequence(parts):
+                if not parts:
+                    network.epsilons.append((source, target))
+                for part in parts[:-1]:
+                    middle = network.new_state()
+                    self._emit(part, source, middle)
+                    source = middle
+                if parts:
+                    self._emit(parts[-1], source, target)
+            case Alternation(options):
+                for option in options:
+                    self._emit(option, source, target)
+            case Reference(rule):
+                network.calls.append((source, self.rule_of(rule), target))
+            case Literals(values):
+                self._emit_literals(values, source, target)
+            case Automaton():
+                self._emit_automaton(expression, source, target)
+            case Repeat(body, minimum, maximum):
+                self._emit_repeat(body, minimum, maximum, source, target)
+
+    def _emit_literals(self, values: tuple[bytes, ...], source: int, target: int) -> None:
+        network = self.network
+        children: dict[tuple[int, int], int] = {}
+        for value in values:
+            state = source
+            for byte in value:
+                child = children.get((state, byte))
+                if child is None:
+                    child = children[state, byte] = network.new_state()
+                    network.add_edge(state, byte, byte, child)
+                state = child
+            network.epsilons.append((state, target))
+
+    def _emit_automaton(self, automaton: Automaton, source: int, target: int) -> None:
+        network = self.network
+        offset = network.num_states
+        network.num_states += 1 + max(
+            (
+                automaton.start,
+                *automaton.accepting,
+                *(max(a, b) for a, _, _, b in automaton.edges),
+                *map(max, automaton.epsilons),
+            )
+        )
+        for a, low, high, b in automaton.edges:
+            network.add_edge(offset + a, low, high, offset + b)
+        network.epsilons.append((source, offset + automaton.start))
+        network.epsilons.extend((offset + a, offset + b) for a, b in automaton.epsilons)
+        network.epsilons.extend((offset + state, target) for state in automaton.accepting)
+
+    def _emit_repeat(self, body: Expression, minimum: int, maximum: int | None, source: int, target: int) -> None:
+        network = self.network
+        if maximum is not None and (maximum < minimum or maximum == 0):
+            if maximum == 0 and minimum == 0:
+                network.epsilons.append((source, target))
+            return
+        if minimum == 0 and maximum is None:
+            loop = network.new_state()
+            network.epsilons += [(source, loop), (loop, target)]
+            self._emit(body, loop, loop)
+            return
+        if minimum == 0:
+            network.epsilons.append((source, target))
+            if maximum == 1:
+                self._emit(body, source, target)
+                return
+        times = maximum if maximum is not None else minimum
+        if times > MAX_UNROLLED_STATES:
+            network.calls.append(
+                (source, self._counting_rule(body, max(minimum, 1), -1 if maximum is None else maximum), target)
+            )
+            return
+        body_rule = self._body_rule(body) if times * _weight(body) > MAX_UNROLLED_STATES else None
+        for i in range(times):
+            is_last = i == times - 1 and maximum is not None
+            middle = target if is_last else network.new_state()
+            if body_rule is None:
+                self._emit(body, source, middle)
+            else:
+                network.calls.append((source, body_rule, middle))
+            if i + 1 >= minimum and not is_last and maximum is not None:
+                network.epsilons.append((middle, target))
+            source = middle
+        if maximum is None:
+            self._emit_repeat(body, 0, None, source, target)
+
+    def _counting_rule(self, body: Expression, minimum: int, maximum: int) -> int:
+        network = self.network
+        rule = network.new_rule()
+        state = network.rule_start[rule]
+        network.counting[state] = (minimum, maximum)
+        network.calls.append((state, self._body_rule(body), state))
+        return rule
+
+    def _body_rule(self, body: Expression) -> int:
+        # By identity: sources share the object where they mean the same, and comparing trees would cost more than it
+        # saves.
+        rule = self._bodies.get(id(body))
+        if rule is None:
+            rule = self._bodies[id(body)] = self.network.new_rule()
+            self._waiting.append((rule, body))
+        return rule
+
+
+def _weight(expression: Expression) -> int:
+    """Return about how many states an expression takes."""
+    match expression:
+        case Bytes(value):
+            return max(1, len(value))
+        case Literals(values):
+            return sum(map(len, values))
+        case Automaton():
+            return 1 + len(expression.edges)
+        case Sequence(parts) | Alternation(parts):
+            return 1 + sum(map(_weight, parts))
+        case Repeat(body, minimum, maximum):
+            return 1 + _weight(body) * max(1, minimum, maximum or 0)
+        case ByteRange() | Reference():
+            return 1
+
+
+def _nullable_rules(network: Network) -> list[bool]:
+    """Return for each rule whether it matches the empty text (least fixed point over epsilons and calls of nullable rules)."""
+    nullable = [False] * len(network.rule_start)
+    epsilons: dict[int, list[int]] = {}
+    for source, target in network.epsilons:
+        epsilons.setdefault(source, []).append(target)
+    calls: dict[int, list[tuple[int, int]]] = {}
+    for source, rule, target in network.calls:
+        calls.setdefault(source, []).append((rule, target))
+
+    def reaches_end(rule: int) -> bool:
+        start, accept = network.rule_start[rule], network.rule_accept[rule]
+        if start in network.counting:
+            # However many repetitions are asked for, all of them may be empty.
+            return any(nullable[body] for body, _ in calls.get(start, ()))
+        reached = {start}
+        todo = [start]
+        while todo:
+            state = todo.pop()
+            for target in epsilons.get(state, []) + [ret for callee, ret in calls.get(state, ()) if nullable[callee]]:
+                if target not in reached:
+                    reached.add(target)
+                    todo.append(target)
+        return accept in reached
+
+    # Only rules whose start has an epsilon or a call can be nullable.
+    candidates = [rule for rule, start in enumerate(network.rule_start) if start in epsilons or start in calls]
+    found = True
+    while found:
+        newly = [rule for rule in candidates if not nullable[rule] and reaches_end(rule)]
+        for rule in newly:
+            nullable[rule] = True
+        found = bool(newly)
+    return nullable
+
+
+def _make_calls_consume(network: Network, nullable: list[bool]) -> None:
+    """Put an epsilon beside every call of a nullable rule, so that the call itself need not match the empty text."""
+    for state, rule, ret in network.calls:
+        if not nullable[rule]:
+            continue
+        if state in network.counting:
+            # Missing repetitions may be empty, so one that consumes is enough.
+            network.counting[state] = (1, network.counting[state][1])
+        else:
+            network.epsilons.append((state, ret))
+
+
+def _rows(num_states: int, sources: Int32s) -> tuple[Int32s, Int32s]:
+    """Return the order that sorts `sources`, and the (S + 1,) starts of each state's row in that order."""
+    order = np.argsort(sources, kind="stable").astype(np.int32)
+    starts = np.zeros(num_states + 1, np.int32)
+    np.cumsum(np.bincount(sources, minlength=num_states), out=starts[1:])
+    return order, starts
+
+
+def _flatten(network: Network, order: list[int], start: int, *, accepts_empty: bool) -> CompiledGrammar:
+    num_states = network.num_states
+    new_number = {rule: number for number, rule in enumerate(order)}
+    edge_order, edge_start = _rows(num_states, np.array(network.edge_source, np.int32))
+    edge_low = np.array(network.edge_low, np.uint8)[edge_order]
+    edge_high = np.array(network.edge_high, np.uint8)[edge_order]
+    edge_target = np.array(network.edge_target, np.int32)[edge_order]
+
+    epsilons = np.array(network.epsilons, np.int32).reshape(-1, 2)
+    epsilon_order, epsilon_start = _rows(num_states, epsilons[:, 0])
+    epsilon_target = np.ascontiguousarray(epsilons[epsilon_order, 1])
+
+    reachable_calls = [(state, new_number[rule], ret) for state, rule, ret in network.calls if rule in new_number]
+    calls = np.array(reachable_calls, np.int32).reshape(-1, 3)
+    call_order, call_start = _rows(num_states, calls[:, 0])
+    call_rule = np.ascontiguousarray(calls[call_order, 1])
+    call_return = np.ascontiguousarray(calls[call_order, 2])
+
+    is_accepting = np.zeros(num_states, np.uint8)
+    is_accepting[network.rule_accept] = 1
+    count_minimum = np.full(num_states, -1, np.int32)
+    count_maximum = np.full(num_states, -1, np.int32)
+    for state, (minimum, maximum) in network.counting.items():
+        count_minimum[state], count_maximum[state] = minimum, maximum
+
+    boundaries = np.zeros(257, np.bool_)
+    boundaries[edge_low] = True
+    boundaries[edge_high.astype(np.int32) + 1] = True
+    boundaries[0] = False
+    byte_class = np.cumsum(boundaries[:256]).astype(np.uint8)
+
+    tables = Tables(
+        edge_start, edge_low, edge_high, edge_target, epsilon_start, epsilon_target,
+        call_start, call_rule, call_return, np.zeros(len(call_rule), np.uint8),
+        np.array([network.rule_start[rule] for rule in order], np.int32),
+        is_accepting, count_minimum, count_maximum,
+        np.full(num_states, UNREACHABLE, np.int32), np.full(num_states, UNREACHABLE, np.int32), np.full(num_states, UNREACHABLE, np.int32),
+        byte_class,
+    )  # fmt: skip
+    _measure(tables)
+    tables = _prune(tables)
+    start_rule = new_number[start]
+    min_bytes = int(tables.distance[tables.rule_start[start_rule]])
+    if min_bytes >= UNREACHABLE:
+        raise UnsatisfiableGrammar(
+            "no text can satisfy the constraint: every way through it needs something that nothing matches"
+        )
+    return CompiledGrammar(tables, start_rule, accepts_empty, min_bytes)
+
+
+@compiled
+def _measure(g: Tables) -> None:
+    """Fill the distances, by relaxation to the fixed point, and mark tail calls."""
+    num_states = len(g.is_accepting)
+    changed = True
+    while changed:
+        changed = False
+        # Chains run forwards, so one pass backwards settles most of them.
+        for state in range(num_states - 1, -1, -1):
+            best = np.int64(UNREACHABLE)
+            if g.count_minimum[state] >= 0:
+                call = g.call_start[state]
+                body = np.int64(g.distance[g.rule_start[g.call_rule[call]]])
+                g.body_distance[state] = body
+                best = min(best, body * g.count_minimum[state])
+            else:
+                if g.is_accepting[state] == 1:
+                    best = np.int64(0)
+                for edge in range(g.edge_start[state], g.edge_start[state + 1]):
+                    best = min(best, np.int64(g.distance[g.edge_target[edge]]) + 1)
+                for epsilon in range(g.epsilon_start[state], g.epsilon_start[state + 1]):
+                    best = min(best, np.int64(g.distance[g.epsilon_target[epsilon]]))
+                for call in range(g.call_start[state], g.call_start[state + 1]):
+                    there = np.int64(g.distance[g.rule_start[g.call_rule[call]]]) + g.distance[g.call_return[call]]
+                    best = min(best, there)
+            if best < g.distance[state]:
+                g.distance[state] = best
+                changed = True
+    for state in range(num_states):
+        for edge in range(g.edge_start[state], g.edge_start[state + 1]):
+            there = g.distance[g.edge_target[edge]] + 1
+            g.byte_distance[state] = min(g.byte_distance[state], there)
+        for call in range(g.call_start[state], g.call_start[state + 1]):
+            if g.count_minimum[state] < 0 and _only_ends(g, g.call_return[call]):
+                g.call_is_tail[call] = 1
+
+
+@compiled
+def _only_ends(g: Tables, state: int) -> bool:
+    """Tell whether nothing but the end of the rule follows a state."""
+    for _ in range(len(g.is_accepting)):
+        if g.edge_start[state] < g.edge_start[state + 1] or g.call_start[state] < g.call_start[state + 1]:
+            return False
+        if g.is_accepting[state] == 1:
+            return True
+        if g.epsilon_start[state + 1] - g.epsilon_start[state] != 1:
+            return False
+        state = g.epsilon_target[g.epsilon_start[state]]
+    return False
+
+
+def _prune(g: Tables) -> Tables:
+    """Cut off the edges, epsilons and calls that have no way to the end."""
+    is_productive = g.distance < UNREACHABLE
+    keep_edge = is_productive[g.edge_target]
+    keep_epsilon = is_productive[g.epsilon_target]
+    keep_call = is_productive[g.call_return] & is_productive[g.rule_start[g.call_rule]]
+    if keep_edge.all() and keep_epsilon.all() and keep_call.all():
+        return g
+    return g._replace(
+        edge_start=_kept_rows(g.edge_start, keep_edge),
+        edge_low=g.edge_low[keep_edge],
+        edge_high=g.edge_high[keep_edge],
+        edge_target=g.edge_target[keep_edge],
+        epsilon_start=_kept_rows(g.epsilon_start, keep_epsilon),
+        epsilon_target=g.epsilon_target[keep_epsilon],
+        call_start=_kept_rows(g.call_start, keep_call),
+        call_rule=g.call_rule[keep_call],
+        call_return=g.call_return[keep_call],
+        call_is_tail=g.call_is_tail[keep_call],
+    )
+
+
+def _kept_rows(starts: Int32s, keep: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Int32s:
+    kept_before = np.zeros(len(keep) + 1, np.int32)
+    np.cumsum(keep, out=kept_before[1:])
+    return kept_before[starts]

@@ -1,0 +1,274 @@
+"""A compiled grammar against a vocabulary: states in, masks out.
+
+Made once per grammar and vocabulary and shared by all sequences. A state is a configuration's number, an immutable
+value: to fork is to copy the integer, to roll back is to use an older one. `TERMINATED` is the state behind an end
+token.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from services.constraint.core import kernel
+from services.constraint.core.compiled_grammar import CompiledGrammar
+from services.constraint.core.configuration import Configurations
+from services.constraint.core.tables import DEAD
+from services.constraint.core.trie import TokenTrie
+from services.rpckit.status import LeaseExpired, TokenRejected, UnsatisfiableGrammar
+from services.vocabulary import bitmask_words
+
+TERMINATED: Final = -1
+
+Forcing = Literal["canonical", "off"]
+
+# Bytes of forced text that are cut at once. Longer runs are cut piece by piece; longer than nearly every token, short
+# enough to cut in microseconds.
+_FORCED_WINDOW_BYTES: Final = 128
+# Forced tokens per answer: bounds one answer, not the run, which goes on with the next.
+_MAX_FORCED_TOKENS: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class MatcherLimits:
+    """What one grammar may take. Hitting a limit is OutOfFuel, for that request only."""
+
+    max_mask_fuel: int = 20_000_000  # states that one mask may visit: about 0.2 s
+    max_grammar_bytes: int = 256 << 20  # interned configurations of one grammar
+    max_mask_bytes: int = 64 << 20  # remembered masks of one grammar; the oldest are forgotten
+
+
+@dataclass(frozen=True, slots=True)
+class Guidance:
+    """A state and what may follow it; fields as in the proto message of this name.
+
+    `bitmask` (words,) int32 is read-only and shared. All fields but the first two speak of `after_forced`.
+    """
+
+    state: int
+    forced_token_ids: tuple[int, ...]
+    after_forced: int
+    bitmask: npt.NDArray[np.int32]
+    num_allowed: int
+    is_accepting: bool
+    witness_num_tokens: int
+    witness_token_id: int | None
+
+
+class Matcher:
+    """Answers for one grammar. Thread-safe: one call at a time, the kernels run without the GIL."""
+
+    def __init__(
+        self,
+        compiled: CompiledGrammar,
+        trie: TokenTrie,
+        *,
+        forcing: Forcing = "canonical",
+        limits: MatcherLimits | None = None,
+    ) -> None:
+        """Intern the start state.
+
+        Raises:
+            UnsatisfiableGrammar: the vocabulary cannot spell a complete text.
+            OutOfFuel: the start alone is beyond the limits.
+        """
+        limits = limits or MatcherLimits()
+        self.epoch: int = secrets.randbits(
+            64
+        )  # tells the states of this matcher from those of an earlier one of the same grammar
+        self.min_bytes = compiled.min_bytes
+        self._vocabulary = trie.vocabulary
+        self._trie = trie
+        self._forcing = forcing
+        self._max_mask_bytes = limits.max_mask_bytes
+        self._lock = threading.Lock()
+        self._configurations = Configurations(
+            compiled, max_bytes=limits.max_grammar_bytes, max_fuel=limits.max_mask_fuel
+        )
+        self._path = np.zeros(trie.max_token_bytes + 2, np.int32)
+        self._window = np.zeros(max(_FORCED_WINDOW_BYTES, trie.max_token_bytes), np.uint8)
+        self._token_bytes: dict[int, npt.NDArray[np.uint8]] = {}
+        self._masks: OrderedDict[int, tuple[bytes, int]] = OrderedDict()
+        self._distinct_masks: dict[bytes, bytes] = {}
+        self._forced: dict[int, int | None] = {}
+        self._witnesses: dict[int, tuple[int, int | None]] = {}
+        self._no_mask = np.zeros(bitmask_words(trie.vocabulary.vocab_size), np.int32)
+        self._no_mask.flags.writeable = False
+        self.start = self._configurations.start
+        with self._lock:
+            self._witness(self.start)
+
+    @property
+    def num_bytes(self) -> int:
+        """About how many bytes this matcher holds now."""
+        # 200: a Python dictionary entry with its tuple and integers, about.
+        entries = len(self._masks) + len(self._forced) + len(self._witnesses)
+        return self._configurations.num_bytes + sum(map(len, self._distinct_masks)) + 200 * entries
+
+    def accept(self, state: int, token_ids: Sequence[int]) -> int:
+        """Return the state behind `token_ids`.
+
+        Raises:
+            TokenRejected: a token is outside its mask; the metadata has its index and id.
+            LeaseExpired: no such state.
+            OutOfFuel: beyond the limits.
+        """
+        with self._lock:
+            self._check(state)
+            for index, token_id in enumerate(token_ids):
+                state = DEAD if state == TERMINATED else self._accept_one(state, token_id)
+                if state == DEAD:
+                    raise TokenRejected(
+                        f"token {token_id} at index {index} is outside the mask", index=index, token_id=token_id
+                    )
+        return state
+
+    def guidance(self, state: int) -> Guidance:
+        """Return what may follow `state`.
+
+        Raises:
+            LeaseExpired: no such state.
+            OutOfFuel: beyond the limits.
+        """
+        with self._lock:
+            self._check(state)
+            if state == TERMINATED:
+                return Guidance(TERMINATED, (), TERMINATED, self._no_mask, 0, True, 0, None)
+            forced: list[int] = []
+            behind = state
+            while len(forced) < _MAX_FORCED_TOKENS and (token_id := self._forced_token(behind)) is not None:
+                forced.append(token_id)
+                behind = self._advance(behind, token_id)
+            bitmask, num_allowed = self._mask(behind)
+            num_tokens, first = self._witness(behind)
+            return Guidance(
+                state,
+                tuple(forced),
+                behind,
+                np.frombuffer(bitmask, np.int32),
+                num_allowed,
+                self._configurations.is_accepting(behind),
+                num_tokens,
+                first,
+            )
+
+    def _check(self, state: int) -> None:
+        if state != TERMINATED and not 0 < state < len(self._configurations):
+            raise LeaseExpired(
+                f"no state {state} of this grammar is known here; compile again and replay the tokens", state=state
+            )
+
+    def _accept_one(self, state: int, token_id: int) -> int:
+        """Return the state behind one token, DEAD when it is outside the mask."""
+        if token_id in self._vocabulary.eos_token_ids:
+            return TERMINATED if self._configurations.is_accepting(state) else DEAD
+        forced = self._forced_token(state)
+        if forced is not None and token_id != forced:
+            return DEAD
+        return self._advance(state, token_id)
+
+    def _advance(self, state: int, token_id: int) -> int:
+        text = self._token_bytes.get(token_id)
+        if text is None:
+            known = 0 <= token_id < self._vocabulary.vocab_size
+            token = self._vocabulary.token_bytes[token_id] if known else None
+            if token is None:
+                return DEAD
+            text = self._token_bytes[token_id] = np.frombuffer(token, np.uint8)
+        return int(self._configurations.call(kernel.accept_bytes, state, text))
+
+    def _mask(self, state: int) -> tuple[bytes, int]:
+        """Return the bitmask as bytes and the number of allowed tokens."""
+        known = self._masks.get(state)
+        if known is None:
+            row = np.zeros_like(self._no_mask)
+            forced = self._forced_token(state)
+            if forced is not None:
+                allowed, num_allowed = [forced], 0
+            else:
+                num_allowed = int(
+                    self._configurations.call(kernel.fill_mask, self._trie.arrays, state, self._path, row, clear=row)
+                )
+                allowed = list(self._vocabulary.eos_token_ids) if self._configurations.is_accepting(state) else []
+            for token_id in allowed:
+                row[token_id >> 5] |= np.uint32(1 << (token_id & 31)).astype(np.int32)
+            packed = row.tobytes()
+            known = self._masks[state] = self._distinct_masks.setdefault(packed, packed), num_allowed + len(allowed)
+            self._forget_masks()
+        else:
+            self._masks.move_to_end(state)
+        return known
+
+    def _forget_masks(self) -> None:
+        if len(self._distinct_masks) * self._no_mask.nbytes <= self._max_mask_bytes:
+            return
+        # Half at once, so that this is rare.
+        for _ in range(len(self._masks) // 2):
+            self._masks.popitem(last=False)
+        self._distinct_masks = {packed: packed for packed, _ in self._masks.values()}
+
+    def _forced_token(self, state: int) -> int | None:
+        """Return the only token that the mask of `state` admits because bytes are forced there, or None."""
+        if self._forcing == "off":
+            return None
+        if state not in self._forced:
+            self._forced[state] = self._find_forced_token(state)
+        return self._forced[state]
+
+    def _find_forced_token(self, state: int) -> int | None:
+        window = self._window[:_FORCED_WINDOW_BYTES]
+        num_bytes, behind = self._configurations.call(kernel.forced_bytes, state, window)
+        text = _whole_characters(window[:num_bytes].tobytes())
+        if not text:
+            return None
+        first = self._vocabulary.encode(text.decode())[0]
+        token = self._vocabulary.token_bytes[first]
+        if token is None or not text.startswith(token):
+            return None  # the tokenizer puts something before a text, or changes it
+        ends_here = len(text) == num_bytes < len(window) and self._configurations.is_final(behind)
+        if not ends_here and self._trie.reaches_past(np.frombuffer(text, np.uint8), len(token)):
+            return None  # what follows could have been cut together with this
+        return first
+
+    def _witness(self, state: int) -> tuple[int, int | None]:
+        """Return the number of tokens of one short completion of `state`, and its first token."""
+        chain: list[tuple[int, int]] = []
+        at = state
+        while at not in self._witnesses:
+            if self._configurations.is_accepting(at):
+                self._witnesses[at] = 0, None
+                break
+            token_id = self._forced_token(at)
+            if token_id is None:
+                num_bytes = self._configurations.call(
+                    kernel.shortest_bytes, at, self._window[: self._trie.max_token_bytes]
+                )
+                found = self._trie.longest_prefix(self._window[:num_bytes])
+                if found is None:
+                    raise UnsatisfiableGrammar(
+                        "the vocabulary has no tokens that spell a text of this grammar", byte=int(self._window[0])
+                    )
+                token_id = found[0]
+            chain.append((at, token_id))
+            at = self._advance(at, token_id)
+        num_tokens = self._witnesses[at][0]
+        for at, token_id in reversed(chain):
+            num_tokens += 1
+            self._witnesses[at] = num_tokens, token_id
+        return self._witnesses[state]
+
+
+def _whole_characters(text: bytes) -> bytes:
+    """Cut off what is not whole characters at the end; empty when `text` starts inside a character."""
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        return text[: error.start]
+    return text

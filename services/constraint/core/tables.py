@@ -1,0 +1,131 @@
+"""The arrays that the kernels walk.
+
+A grammar's tables, the store of its configurations, work space, and a vocabulary's trie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+Int32s = npt.NDArray[np.int32]
+Int64s = npt.NDArray[np.int64]
+Uint8s = npt.NDArray[np.uint8]
+
+UNKNOWN: Final = -1
+DEAD: Final = 0
+
+# What a kernel returns instead of a configuration: which store to grow before the same call is made again, or that
+# the work is too much.
+GROW_ARENA: Final = -2
+GROW_SCRATCH: Final = -3
+OUT_OF_FUEL: Final = -4
+
+UNREACHABLE: Final = 1 << 29  # a distance that no completion has
+BOTTOM: Final = -1  # return state of the frame under the start rule: the text may end here
+
+# Slots of `Arena.sizes`.
+NUM_NODES: Final = 0
+NUM_FRAMES: Final = 1
+NUM_CONFIGURATIONS: Final = 2
+NUM_ITEMS: Final = 3
+FUEL: Final = 4
+
+
+class Tables(NamedTuple):
+    """A lowered grammar: S states, R rules, in compressed sparse rows. `lowering.py` says how it is made.
+
+    Never written to.
+    """
+
+    edge_start: Int32s  # (S + 1,) first byte edge of each state
+    edge_low: Uint8s  # (edges,)
+    edge_high: Uint8s  # (edges,)
+    edge_target: Int32s  # (edges,)
+    epsilon_start: Int32s  # (S + 1,)
+    epsilon_target: Int32s  # (epsilons,)
+    call_start: Int32s  # (S + 1,)
+    call_rule: Int32s  # (calls,)
+    call_return: Int32s  # (calls,)
+    call_is_tail: Uint8s  # (calls,) 1 where nothing but the end of the rule follows the return state
+    rule_start: Int32s  # (R,) rules in topological order of their left calls
+    is_accepting: Uint8s  # (S,) 1 at the end of a rule
+    count_minimum: Int32s  # (S,) of a counting state, else -1
+    count_maximum: Int32s  # (S,) of a counting state, -1 without bound
+    distance: Int32s  # (S,) fewest bytes to the end of the state's rule
+    byte_distance: Int32s  # (S,) the same where a byte edge of the state itself comes first
+    body_distance: Int32s  # (S,) fewest bytes of one repetition, of a counting state
+    byte_class: Uint8s  # (256,) bytes that no edge tells apart share a class
+
+
+class Arena(NamedTuple):
+    """The interned nodes and configurations of one grammar, growing. Capacities double (`configuration.py`)."""
+
+    sizes: Int64s  # (5,) see the slots above
+    node_start: Int32s  # (nodes + 1,)
+    node_distance: Int32s  # (nodes,) fewest bytes from a return through this node to the end of the text
+    node_hash: Int64s  # (nodes,)
+    node_table: Int32s  # open addressing, -1 = free
+    frame_return: Int32s  # (frames,)
+    frame_count: Int32s  # (frames,)
+    frame_parent: Int32s  # (frames,)
+    configuration_start: Int32s  # (configurations + 1,)
+    configuration_accepts: Uint8s  # (configurations,)
+    configuration_distance: Int32s  # (configurations,) fewest bytes to a complete text
+    configuration_hash: Int64s
+    configuration_table: Int32s
+    item_state: Int32s  # (items,)
+    item_node: Int32s  # (items,)
+    transitions: Int32s  # (configurations, classes): UNKNOWN, DEAD or a configuration
+
+
+class Scratch(NamedTuple):
+    """Work space of one call.
+
+    `*_stamp` arrays are valid where they equal `clock[0]`, so that nothing is cleared between calls.
+    """
+
+    clock: Int64s  # (1,)
+    state_stamp: Int64s  # (S,)
+    state_head: Int32s  # (S,) latest position of the state
+    seen_stamp: Int64s  # (S,) of phase 3
+    rule_stamp: Int64s  # (R,)
+    rule_head: Int32s  # (R,) latest entry of the rule
+    rule_heap: Int32s  # (R,) rules waiting to be entered, a binary heap
+    position_state: Int32s
+    position_count: Int32s
+    position_node: Int32s
+    position_next: Int32s
+    position_done: Uint8s
+    entry_return: Int32s
+    entry_count: Int32s
+    entry_parent: Int32s
+    entry_next: Int32s
+    frame_return: Int32s
+    frame_count: Int32s
+    frame_parent: Int32s
+    item_state: Int32s
+    item_node: Int32s
+    worklist: Int32s
+
+
+class TrieArrays(NamedTuple):
+    """A token trie in preorder (`trie.py`): N nodes without the root, T tokens in order of their bytes."""
+
+    byte: Uint8s  # (N,)
+    depth: Int32s  # (N,) 0 for the first byte of a token
+    end: Int32s  # (N,) the first node behind the subtree
+    token_start: Int32s  # (N + 1,) tokens that end at the node: token_id[token_start[i]:token_start[i + 1]]
+    token_id: Int32s  # (T,)
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def compiled(function: F) -> F:
+    """Compile with Numba, without the GIL, kept on disk between runs."""
+    return cast(F, njit(nogil=True, cache=True)(function))
