@@ -1,4 +1,4 @@
-"""A server for tests of a server's life: `slow_server START_SECONDS [flags]`; a negative number makes `start()` fail."""
+"""A server for tests of a server's life: `slow_server SECONDS [flags]`; a negative number makes `start()` fail."""
 
 import asyncio
 import sys

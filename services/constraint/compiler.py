@@ -1,0 +1,167 @@
+"""Finds compiled grammars or compiles them: memory, then Redis, then a process that can be killed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Final, Literal, TypeVar
+
+import structlog
+
+from services.constraint import cache, metrics
+from services.constraint.cache import GrammarStore, StoredGrammar
+from services.constraint.core import engine
+from services.constraint.core.engine import CompiledGrammar, CorruptGrammarError, Forcing, Matcher, TokenTrie
+from services.constraint.job_processes import JobCrashedError, JobProcesses, JobTimedOutError
+from services.constraint.leases import GrammarTable, Lease, digest_of
+from services.constraint.settings import ConstraintSettings
+from services.constraint.sources import ConstraintSource, SourceOptions
+from services.rpckit.status import GrammarTooLarge
+
+CacheLevel = Literal["memory", "redis", "compiled"]
+_T = TypeVar("_T")
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A grammar, and where it was found."""
+
+    lease: Lease
+    level: CacheLevel
+
+
+class GrammarCompiler:
+    """Compiled grammars of one vocabulary.
+
+    Requests for the same grammar at the same time share one compile, which goes on when one of them is cancelled.
+    """
+
+    def __init__(
+        self,
+        settings: ConstraintSettings,
+        *,
+        trie: TokenTrie,
+        vocabulary_digest: str,
+        store: GrammarStore,
+        processes: JobProcesses,
+        threads: Executor,
+    ) -> None:
+        self.vocabulary_digest: Final = vocabulary_digest
+        self.table: Final = GrammarTable(settings.max_grammar_memory_bytes)
+        self._settings = settings
+        self._trie = trie
+        self._store = store
+        self._processes = processes
+        self._threads = threads
+        self._running: dict[str, asyncio.Task[Found]] = {}
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def find(self, source: ConstraintSource, options: SourceOptions, forcing: Forcing) -> Found:
+        """Find a grammar or compile it.
+
+        Raises:
+            ServiceError: as the source deserves; GrammarTooLarge where a limit on size, time or memory is passed.
+        """
+        self.check_size(source)
+        grammar_id = await self._in_thread(
+            lambda: digest_of(
+                source,
+                options,
+                forcing,
+                vocabulary_digest=self.vocabulary_digest,
+                engine_version=engine.FORMAT_VERSION,
+                format_version=cache.FORMAT_VERSION,
+            )
+        )
+        lease = self.table.find(grammar_id)
+        if lease is not None:
+            metrics.LOOKUPS.labels("memory").inc()
+            return Found(lease, "memory")
+        task = self._running.get(grammar_id)
+        if task is None:
+            task = asyncio.create_task(self._make(grammar_id, source, options, forcing))
+            self._running[grammar_id] = task
+            task.add_done_callback(lambda done: self._forget(grammar_id, done))
+        return await asyncio.shield(task)
+
+    def check_size(self, source: ConstraintSource) -> None:
+        """Refuse a source that is too large to be looked at.
+
+        Raises:
+            GrammarTooLarge: names the limit.
+        """
+        num_bytes = sum(len(text.encode()) for text in (source.text or "", *source.choices))
+        limit = self._settings.max_source_bytes
+        if num_bytes > limit:
+            raise GrammarTooLarge(
+                f"the constraint has {num_bytes} bytes; at most {limit} are taken",
+                limit="max_source_bytes",
+                value=limit,
+            )
+
+    async def close(self) -> None:
+        """End what is running."""
+        tasks = [*self._running.values(), *self._background]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _forget(self, grammar_id: str, task: asyncio.Task[Found]) -> None:
+        self._running.pop(grammar_id, None)
+        if not task.cancelled():
+            task.exception()  # looked at, or asyncio would complain where every caller has gone
+
+    async def _make(self, grammar_id: str, source: ConstraintSource, options: SourceOptions, forcing: Forcing) -> Found:
+        level: CacheLevel = "redis"
+        stored = await self._store.get(grammar_id)
+        compiled = None if stored is None else await self._read(grammar_id, stored)
+        if stored is None or compiled is None:
+            level = "compiled"
+            started = time.perf_counter()
+            stored = await self._compile(source, options)
+            compiled = await self._in_thread(lambda: CompiledGrammar.from_bytes(stored.compiled))
+            seconds = time.perf_counter() - started
+            metrics.COMPILE_SECONDS.observe(seconds)
+            _log.info("compiled", grammar_id=grammar_id, kind=source.kind, ms=round(seconds * 1e3, 1))
+            # The answer does not wait for Redis.
+            task = asyncio.create_task(self._store.put(grammar_id, stored))
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
+        matcher = await self._in_thread(lambda: Matcher(compiled, self._trie, forcing=forcing))
+        lease = Lease(grammar_id, matcher, stored.keywords)
+        self.table.add(lease)
+        metrics.LOOKUPS.labels(level).inc()
+        return Found(lease, level)
+
+    async def _compile(self, source: ConstraintSource, options: SourceOptions) -> StoredGrammar:
+        limit_s = self._settings.max_compile_s
+        try:
+            stored: StoredGrammar = await self._processes.run(source, options, timeout_s=limit_s)
+        except JobTimedOutError:
+            raise GrammarTooLarge(
+                f"compiling takes longer than {limit_s} s; simplify the constraint",
+                limit="max_compile_s",
+                value=limit_s,
+            ) from None
+        except JobCrashedError as error:
+            limit = self._settings.max_compile_memory_bytes
+            raise GrammarTooLarge(
+                f"the compile failed: {error}; simplify the constraint", limit="max_compile_memory_bytes", value=limit
+            ) from None
+        return stored
+
+    async def _read(self, grammar_id: str, stored: StoredGrammar) -> CompiledGrammar | None:
+        try:
+            return await self._in_thread(lambda: CompiledGrammar.from_bytes(stored.compiled))
+        except CorruptGrammarError as error:
+            _log.warning("a cached grammar cannot be read and is dropped", grammar_id=grammar_id, error=str(error))
+            await self._store.discard(grammar_id)
+            return None
+
+    async def _in_thread(self, function: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function)

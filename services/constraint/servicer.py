@@ -1,0 +1,183 @@
+"""The constraint service's RPCs: parse, call, build the reply."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from typing import Any, Final
+
+import grpc.aio
+from espalier.v1 import constraint_pb2, constraint_pb2_grpc, types_pb2
+
+from services.constraint.core.engine import TERMINATED, Forcing
+from services.constraint.service import ConstraintService, Move, Moved
+from services.constraint.sources import ConstraintSource, KeywordReport, SourceOptions, Whitespace, named
+from services.rpckit.rich_status import to_item_status
+from services.rpckit.status import InvalidRequest, ServiceError
+
+FULL_SERVICE_NAME: Final[str] = constraint_pb2.DESCRIPTOR.services_by_name["ConstraintService"].full_name
+
+MAX_VIOLATIONS: Final = 10
+
+_Context = grpc.aio.ServicerContext
+
+_WHITESPACE: Final[dict[int, Whitespace]] = {
+    types_pb2.WHITESPACE_UNSPECIFIED: "bounded",
+    types_pb2.WHITESPACE_BOUNDED: "bounded",
+    types_pb2.WHITESPACE_COMPACT: "compact",
+    types_pb2.WHITESPACE_SPACED: "spaced",
+}
+_FORCING: Final[dict[int, Forcing]] = {
+    types_pb2.FORCING_UNSPECIFIED: "canonical",
+    types_pb2.FORCING_CANONICAL: "canonical",
+    types_pb2.FORCING_OFF: "off",
+}
+_ENFORCEMENT: Final = {
+    "masked": types_pb2.ENFORCEMENT_MASKED,
+    "checked": types_pb2.ENFORCEMENT_CHECKED,
+    "annotation": types_pb2.ENFORCEMENT_ANNOTATION,
+}
+_LEVEL: Final = {
+    "memory": constraint_pb2.CACHE_LEVEL_MEMORY,
+    "redis": constraint_pb2.CACHE_LEVEL_REDIS,
+    "compiled": constraint_pb2.CACHE_LEVEL_COMPILED,
+}
+
+
+class ConstraintServicer(constraint_pb2_grpc.ConstraintServiceServicer):
+    """Errors are raised as `ServiceError`; the interceptor gives them to the caller."""
+
+    def __init__(self, service: ConstraintService) -> None:
+        self._service = service
+
+    async def Compile(
+        self, request: constraint_pb2.CompileRequest, context: _Context[Any, Any]
+    ) -> constraint_pb2.CompileResponse:
+        """Compile a constraint."""
+        started = time.perf_counter()
+        source = _source(request.constraint)
+        options, forcing = _options(request.options)
+        found, moved = await self._service.compile(source, options, forcing, request.vocabulary_digest)
+        lease = found.lease
+        return constraint_pb2.CompileResponse(
+            grammar_id=lease.grammar_id,
+            start=_guidance(moved),
+            keywords=[_keyword(keyword) for keyword in lease.keywords],
+            cache_level=_LEVEL[found.level],
+            compile_us=round((time.perf_counter() - started) * 1e6),
+            min_bytes=lease.matcher.min_bytes,
+        )
+
+    async def Advance(
+        self, request: constraint_pb2.AdvanceRequest, context: _Context[Any, Any]
+    ) -> constraint_pb2.AdvanceResponse:
+        """Make a batch of moves."""
+        return constraint_pb2.AdvanceResponse(results=await self._advance(request.items))
+
+    async def StreamAdvance(
+        self, request_iterator: AsyncIterable[constraint_pb2.StreamAdvanceRequest], context: _Context[Any, Any]
+    ) -> AsyncIterator[constraint_pb2.StreamAdvanceResponse]:
+        """Make batches of moves, in order."""
+        async for request in request_iterator:
+            results = await self._advance(request.items)
+            yield constraint_pb2.StreamAdvanceResponse(request_id=request.request_id, results=results)
+
+    async def Validate(
+        self, request: constraint_pb2.ValidateRequest, context: _Context[Any, Any]
+    ) -> constraint_pb2.ValidateResponse:
+        """Judge a finished text."""
+        _options(request.options)
+        violations = await self._service.validate(_source(request.constraint), request.text)
+        return constraint_pb2.ValidateResponse(
+            is_valid=not violations,
+            violations=[
+                constraint_pb2.Violation(
+                    instance_pointer=violation.instance_pointer,
+                    schema_pointer=violation.schema_pointer,
+                    message=violation.message,
+                )
+                for violation in violations[:MAX_VIOLATIONS]
+            ],
+        )
+
+    async def ListGrammars(
+        self, request: constraint_pb2.ListGrammarsRequest, context: _Context[Any, Any]
+    ) -> constraint_pb2.ListGrammarsResponse:
+        """List the named grammars."""
+        return constraint_pb2.ListGrammarsResponse(
+            grammars=[
+                constraint_pb2.NamedGrammar(name=grammar.name, description=grammar.description)
+                for grammar in named.list_grammars()
+            ]
+        )
+
+    async def _advance(self, items: Sequence[constraint_pb2.AdvanceItem]) -> list[constraint_pb2.AdvanceResult]:
+        results = await self._service.advance([_move(item) for item in items])
+        return [
+            constraint_pb2.AdvanceResult(error=to_item_status(result))
+            if isinstance(result, ServiceError)
+            else constraint_pb2.AdvanceResult(guidance=_guidance(result))
+            for result in results
+        ]
+
+
+def _source(constraint: types_pb2.Constraint) -> ConstraintSource:
+    kind = constraint.WhichOneof("kind")
+    match kind:
+        case "json_schema" | "lark" | "regex":
+            return ConstraintSource(kind, getattr(constraint, kind), ())
+        case "choices":
+            return ConstraintSource("choices", None, tuple(constraint.choices.values))
+        case "grammar_name":
+            return ConstraintSource("lark", named.grammar_text(constraint.grammar_name), ())
+    raise InvalidRequest(
+        "set exactly one kind of constraint: json_schema, lark, regex, choices or grammar_name", field="constraint"
+    )
+
+
+def _options(options: types_pb2.CompileOptions) -> tuple[SourceOptions, Forcing]:
+    # proto3 enums are open: a newer client may send values that this service does not know.
+    if options.whitespace not in _WHITESPACE:
+        raise InvalidRequest(f"whitespace {options.whitespace} is not known here", field="options.whitespace")
+    if options.forcing not in _FORCING:
+        raise InvalidRequest(f"forcing {options.forcing} is not known here", field="options.forcing")
+    return SourceOptions(whitespace=_WHITESPACE[options.whitespace]), _FORCING[options.forcing]
+
+
+def _move(item: constraint_pb2.AdvanceItem) -> Move:
+    if not item.HasField("state"):
+        return Move(item.grammar_id, item.token_ids)
+    state = TERMINATED if item.state.is_terminated else item.state.configuration_id
+    return Move(item.grammar_id, item.token_ids, item.state.epoch, state)
+
+
+def _guidance(moved: Moved) -> constraint_pb2.Guidance:
+    guidance = moved.guidance
+    is_terminated = guidance.after_forced == TERMINATED
+    return constraint_pb2.Guidance(
+        state=_state(moved.epoch, guidance.state),
+        forced_token_ids=guidance.forced_token_ids,
+        after_forced=_state(moved.epoch, guidance.after_forced),
+        bitmask=b"" if is_terminated else guidance.bitmask.astype("<i4", copy=False).tobytes(),
+        num_allowed=guidance.num_allowed,
+        is_accepting=guidance.is_accepting,
+        witness_num_tokens=guidance.witness_num_tokens,
+        witness_token_id=guidance.witness_token_id,
+        mask_us=moved.microseconds,
+    )
+
+
+def _state(epoch: int, state: int) -> constraint_pb2.MatcherState:
+    is_terminated = state == TERMINATED
+    return constraint_pb2.MatcherState(
+        epoch=epoch, configuration_id=0 if is_terminated else state, is_terminated=is_terminated
+    )
+
+
+def _keyword(report: KeywordReport) -> types_pb2.KeywordReport:
+    return types_pb2.KeywordReport(
+        pointer=report.pointer,
+        keyword=report.keyword,
+        enforcement=_ENFORCEMENT[report.enforcement],
+        note=report.note,
+    )
