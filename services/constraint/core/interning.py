@@ -55,7 +55,7 @@ def _sort_frames(returns: Int32s, counts: Int32s, parents: Int32s, n: int) -> in
                 j -= gap
             returns[j], counts[j], parents[j] = r, c, p
         gap //= 3
-    kept = 0
+    kept = np.int64(0)
     for i in range(n):
         if (
             kept > 0
@@ -84,7 +84,7 @@ def _sort_items(states: Int32s, nodes: Int32s, n: int) -> int:
                 j -= gap
             states[j], nodes[j] = s, d
         gap //= 3
-    kept = 0
+    kept = np.int64(0)
     for i in range(n):
         if kept > 0 and states[i] == states[kept - 1] and nodes[i] == nodes[kept - 1]:
             continue
@@ -102,11 +102,11 @@ def intern_node(g: Tables, a: Arena, returns: Int32s, counts: Int32s, parents: I
     n = _sort_frames(returns, counts, parents, n)
     h = n
     for i in range(n):
-        h = _mix(_mix(_mix(h, returns[i]), counts[i]), parents[i])
+        h = _mix(_mix(_mix(h, np.int64(returns[i])), np.int64(counts[i])), np.int64(parents[i]))
     mask = len(a.node_table) - 1
     slot = h & mask
     while a.node_table[slot] >= 0:
-        node = a.node_table[slot]
+        node = np.int64(a.node_table[slot])
         if a.node_hash[node] == h:
             start = a.node_start[node]
             if a.node_start[node + 1] - start == n:
@@ -159,11 +159,11 @@ def intern_configuration(g: Tables, a: Arena, states: Int32s, nodes: Int32s, n: 
     n = _sort_items(states, nodes, n)
     h = 2 * n + accepts
     for i in range(n):
-        h = _mix(_mix(h, states[i]), nodes[i])
+        h = _mix(_mix(h, np.int64(states[i])), np.int64(nodes[i]))
     mask = len(a.configuration_table) - 1
     slot = h & mask
     while a.configuration_table[slot] >= 0:
-        configuration = a.configuration_table[slot]
+        configuration = np.int64(a.configuration_table[slot])
         if a.configuration_hash[configuration] == h and a.configuration_accepts[configuration] == accepts:
             start = a.configuration_start[configuration]
             if a.configuration_start[configuration + 1] - start == n:

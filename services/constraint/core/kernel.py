@@ -39,6 +39,9 @@ from services.constraint.core.tables import (
     compiled,
 )
 
+# Scalars are int64 throughout: a kernel is compiled once more for each other type that it is called with.
+I = np.int64
+
 
 @compiled
 def _add_position(w: Scratch, n: int, state: int, count: int, node: int) -> int:
@@ -82,7 +85,7 @@ def _pop_rule(heap: Int32s, n: int) -> int:
     """Move the least rule of the heap of n to heap[n - 1]."""
     least = heap[0]
     last = heap[n - 1]
-    i = 0
+    i = I(0)
     while True:
         child = 2 * i + 1
         if child >= n - 1:
@@ -128,6 +131,7 @@ def _enter_calls(
     if g.count_minimum[state] >= 0 and g.count_maximum[state] >= 0 and count >= g.count_maximum[state]:
         return entries, waiting
     for call in range(g.call_start[state], g.call_start[state + 1]):
+        rule = I(g.call_rule[call])
         if g.call_is_tail[call] == 1:
             # What follows the return is the end of the caller, so the callee returns to the caller's callers at once.
             for frame in range(a.node_start[node], a.node_start[node + 1]):
@@ -135,16 +139,16 @@ def _enter_calls(
                     w,
                     entries,
                     waiting,
-                    g.call_rule[call],
-                    a.frame_return[frame],
-                    a.frame_count[frame],
-                    a.frame_parent[frame],
+                    rule,
+                    I(a.frame_return[frame]),
+                    I(a.frame_count[frame]),
+                    I(a.frame_parent[frame]),
                 )
                 if waiting < 0:
                     return entries, waiting
                 entries += 1
         else:
-            waiting = _add_entry(w, entries, waiting, g.call_rule[call], g.call_return[call], count, node)
+            waiting = _add_entry(w, entries, waiting, rule, I(g.call_return[call]), count, node)
             if waiting < 0:
                 return entries, waiting
             entries += 1
@@ -157,8 +161,8 @@ def _enter_rules(g: Tables, a: Arena, w: Scratch, entries: int, waiting: int, it
     clock = w.clock[0]
     while waiting > 0:
         waiting = _pop_rule(w.rule_heap, waiting)
-        rule = w.rule_heap[waiting]
-        n = 0
+        rule = I(w.rule_heap[waiting])
+        n = I(0)
         entry = w.rule_head[rule]
         while entry >= 0:
             if n >= len(w.frame_return):
@@ -173,10 +177,10 @@ def _enter_rules(g: Tables, a: Arena, w: Scratch, entries: int, waiting: int, it
             return node
         w.worklist[0] = g.rule_start[rule]
         w.seen_stamp[g.rule_start[rule]] = clock
-        todo = 1
+        todo = I(1)
         while todo > 0:
             todo -= 1
-            state = w.worklist[todo]
+            state = I(w.worklist[todo])
             a.sizes[FUEL] -= 1
             if g.edge_start[state] < g.edge_start[state + 1]:
                 if items >= len(w.item_state):
@@ -184,7 +188,7 @@ def _enter_rules(g: Tables, a: Arena, w: Scratch, entries: int, waiting: int, it
                 w.item_state[items] = state
                 w.item_node[items] = node
                 items += 1
-            entries, waiting = _enter_calls(g, a, w, state, 0, node, entries, waiting)
+            entries, waiting = _enter_calls(g, a, w, state, I(0), node, entries, waiting)
             if waiting < 0:
                 return waiting
             for epsilon in range(g.epsilon_start[state], g.epsilon_start[state + 1]):
@@ -205,11 +209,11 @@ def start_configuration(g: Tables, a: Arena, w: Scratch, rule: int, accepts: int
     w.frame_return[0] = BOTTOM
     w.frame_count[0] = 0
     w.frame_parent[0] = 0
-    bottom = intern_node(g, a, w.frame_return, w.frame_count, w.frame_parent, 1)
+    bottom = intern_node(g, a, w.frame_return, w.frame_count, w.frame_parent, I(1))
     if bottom < 0:
         return bottom
-    waiting = _add_entry(w, 0, 0, rule, BOTTOM, 0, 0)
-    return _enter_rules(g, a, w, 1, waiting, 0, accepts)
+    waiting = _add_entry(w, I(0), I(0), rule, I(BOTTOM), I(0), I(0))
+    return _enter_rules(g, a, w, I(1), waiting, I(0), accepts)
 
 
 @compiled
@@ -219,51 +223,51 @@ def step(g: Tables, a: Arena, w: Scratch, configuration: int, byte: int) -> int:
     See `transition`.
     """
     w.clock[0] += 1
-    accepts = 0
-    n = 0
+    accepts = I(0)
+    n = I(0)
     for item in range(a.configuration_start[configuration], a.configuration_start[configuration + 1]):
         state = a.item_state[item]
         for edge in range(g.edge_start[state], g.edge_start[state + 1]):
             if g.edge_low[edge] <= byte <= g.edge_high[edge]:
-                n = _add_position(w, n, g.edge_target[edge], 0, a.item_node[item])
+                n = _add_position(w, n, I(g.edge_target[edge]), I(0), I(a.item_node[item]))
                 if n < 0:
                     return n
-    i = 0
+    i = I(0)
     while i < n:
-        state, count, node = w.position_state[i], w.position_count[i], w.position_node[i]
+        state, count, node = I(w.position_state[i]), I(w.position_count[i]), I(w.position_node[i])
         i += 1
         a.sizes[FUEL] -= 1
         if a.sizes[FUEL] < 0:
             return OUT_OF_FUEL
         for epsilon in range(g.epsilon_start[state], g.epsilon_start[state + 1]):
-            n = _add_position(w, n, g.epsilon_target[epsilon], 0, node)
+            n = _add_position(w, n, I(g.epsilon_target[epsilon]), I(0), node)
             if n < 0:
                 return n
         if g.is_accepting[state] == 1 or (g.count_minimum[state] >= 0 and count >= g.count_minimum[state]):
             for frame in range(a.node_start[node], a.node_start[node + 1]):
-                ret = a.frame_return[frame]
+                ret = I(a.frame_return[frame])
                 if ret == BOTTOM:
-                    accepts = 1
+                    accepts = I(1)
                     continue
-                returned = 0
+                returned = I(0)
                 if g.count_minimum[ret] >= 0:
-                    returned = a.frame_count[frame] + 1
+                    returned = I(a.frame_count[frame]) + 1
                     if g.count_maximum[ret] < 0:
                         # Past the minimum every count has the same future.
-                        returned = min(returned, g.count_minimum[ret])
-                n = _add_position(w, n, ret, returned, a.frame_parent[frame])
+                        returned = min(returned, I(g.count_minimum[ret]))
+                n = _add_position(w, n, ret, returned, I(a.frame_parent[frame]))
                 if n < 0:
                     return n
-    items = 0
-    entries = 0
-    waiting = 0
+    items = I(0)
+    entries = I(0)
+    waiting = I(0)
     for i in range(n):
-        state = w.position_state[i]
+        state = I(w.position_state[i])
         has_edges = g.edge_start[state] < g.edge_start[state + 1]
         if w.position_done[i] == 1 or not (has_edges or g.call_start[state] < g.call_start[state + 1]):
             continue
-        count, node = w.position_count[i], w.position_node[i]
-        merged = 0
+        count, node = I(w.position_count[i]), I(w.position_node[i])
+        merged = I(0)
         j = w.state_head[state]
         while j >= 0:
             if w.position_count[j] == count:
@@ -272,7 +276,7 @@ def step(g: Tables, a: Arena, w: Scratch, configuration: int, byte: int) -> int:
                     merged += 1
             j = w.position_next[j]
         if merged > 0:
-            frames = 0
+            frames = I(0)
             j = w.state_head[state]
             while j >= 0:
                 if w.position_count[j] == count:
@@ -304,7 +308,7 @@ def step(g: Tables, a: Arena, w: Scratch, configuration: int, byte: int) -> int:
 def transition(g: Tables, a: Arena, w: Scratch, configuration: int, byte: int) -> int:
     """As `step`, remembered."""
     byte_class = g.byte_class[byte]
-    target = a.transitions[configuration, byte_class]
+    target = I(a.transitions[configuration, byte_class])
     if target == UNKNOWN:
         target = step(g, a, w, configuration, byte)
         if target >= 0:
@@ -316,7 +320,7 @@ def transition(g: Tables, a: Arena, w: Scratch, configuration: int, byte: int) -
 def accept_bytes(g: Tables, a: Arena, w: Scratch, configuration: int, text: Uint8s) -> int:
     """Return the configuration after all of `text`: DEAD, a configuration, or a negative code."""
     for byte in text:
-        configuration = transition(g, a, w, configuration, byte)
+        configuration = transition(g, a, w, configuration, I(byte))
         if configuration <= 0:
             return configuration
     return configuration
@@ -333,16 +337,16 @@ def fill_mask(
     space. Every configuration that is alive can be completed, because the lowering left nothing unproductive in the
     grammar: so a token is allowed when its bytes stay alive.
     """
-    num_allowed = 0
+    num_allowed = I(0)
     path[0] = configuration
-    i = 0
+    i = I(0)
     n = len(trie.byte)
     while i < n:
         depth = trie.depth[i]
         byte = trie.byte[i]
-        target = a.transitions[path[depth], g.byte_class[byte]]
+        target = I(a.transitions[path[depth], g.byte_class[byte]])
         if target == UNKNOWN:
-            target = transition(g, a, w, path[depth], byte)
+            target = transition(g, a, w, I(path[depth]), I(byte))
             if target < 0:
                 return target
         if target == DEAD:
@@ -369,7 +373,7 @@ def forced_byte(g: Tables, a: Arena, configuration: int) -> int:
             low = g.edge_low[edge]
             if low != g.edge_high[edge] or (forced >= 0 and low != forced):
                 return -1
-            forced = low
+            forced = I(low)
     return forced
 
 
@@ -379,7 +383,7 @@ def forced_bytes(g: Tables, a: Arena, w: Scratch, configuration: int, out: Uint8
 
     Return how many and the configuration behind them, or a negative code as the first.
     """
-    n = 0
+    n = I(0)
     while n < len(out):
         byte = forced_byte(g, a, configuration)
         if byte < 0:
@@ -409,7 +413,7 @@ def shortest_bytes(g: Tables, a: Arena, w: Scratch, configuration: int, out: Uin
 
     Return how many bytes, or a negative code.
     """
-    n = 0
+    n = I(0)
     while n < len(out) and a.configuration_distance[configuration] > 0:
         distance = a.configuration_distance[configuration]
         byte = -1
@@ -419,7 +423,7 @@ def shortest_bytes(g: Tables, a: Arena, w: Scratch, configuration: int, out: Uin
             if g.byte_distance[state] + rest == distance:
                 for edge in range(g.edge_start[state], g.edge_start[state + 1]):
                     if g.distance[g.edge_target[edge]] + 1 + rest == distance:
-                        byte = _readable(g.edge_low[edge], g.edge_high[edge])
+                        byte = _readable(I(g.edge_low[edge]), I(g.edge_high[edge]))
                         break
                 if byte >= 0:
                     break

@@ -372,7 +372,7 @@ def _flatten(network: Network, order: list[int], start: int, *, accepts_empty: b
     _measure(tables)
     tables = _prune(tables)
     start_rule = new_number[start]
-    min_bytes = int(tables.distance[tables.rule_start[start_rule]])
+    min_bytes = 0 if accepts_empty else int(tables.distance[tables.rule_start[start_rule]])
     if min_bytes >= UNREACHABLE:
         raise UnsatisfiableGrammar(
             "no text can satisfy the constraint: every way through it needs something that nothing matches"

@@ -101,7 +101,9 @@ def python_class(escape: str) -> Ranges:
 def _cased_characters() -> str:
     # No character beyond the first two planes has a case.
     return "".join(
-        char for char in map(chr, range(0x20000)) if not "\ud800" <= char <= "\udfff" and (char.lower() != char or char.upper() != char)
+        char
+        for char in map(chr, range(0x20000))
+        if not "\ud800" <= char <= "\udfff" and (char.lower() != char or char.upper() != char)
     )
 
 

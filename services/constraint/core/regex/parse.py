@@ -87,11 +87,16 @@ class _Parser:
 
     def _syntax(self, message: str, at: int | None = None) -> NoReturn:
         position = self._at if at is None else at
-        raise GrammarSyntax(f"pattern {self._shown()}: {message}, at character {position}", position=position, pattern=self._text[:200])
+        raise GrammarSyntax(
+            f"pattern {self._shown()}: {message}, at character {position}", position=position, pattern=self._text[:200]
+        )
 
     def _unsupported(self, name: str, advice: str, at: int) -> NoReturn:
         raise UnsupportedConstruct(
-            f"pattern {self._shown()}: {name} at character {at} is not supported; {advice}", name=name, position=at, pattern=self._text[:200]
+            f"pattern {self._shown()}: {name} at character {at} is not supported; {advice}",
+            name=name,
+            position=at,
+            pattern=self._text[:200],
         )
 
     def _shown(self) -> str:
@@ -121,7 +126,9 @@ class _Parser:
         if "L" in on:
             self._syntax("the L flag is for bytes patterns only", at)
         names = {"i": "ignore_case", "m": "multiline", "s": "dot_all", "x": "verbose", "a": "ascii"}
-        changes = {names[letter]: True for letter in on if letter in names} | {names[letter]: False for letter in off if letter in names}
+        changes = {names[letter]: True for letter in on if letter in names} | {
+            names[letter]: False for letter in off if letter in names
+        }
         if "u" in on:
             changes["ascii"] = False
         return replace(self._flags, **changes)
@@ -188,7 +195,11 @@ class _Parser:
             return None
         end = self._text.find("}", self._at)
         low, comma, high = self._text[self._at + 1 : max(end, 0)].partition(",")
-        is_count = end > 0 and (low or (comma and self._is_python)) and all(part == "" or (part.isascii() and part.isdigit()) for part in (low, high))
+        is_count = (
+            end > 0
+            and (low or (comma and self._is_python))
+            and all(part == "" or (part.isascii() and part.isdigit()) for part in (low, high))
+        )
         if not is_count:
             return None  # a literal brace
         at = self._at
@@ -270,7 +281,12 @@ class _Parser:
         return body
 
     def _group_head(self, at: int) -> None:
-        for head, name in (("<=", "look-behind"), ("<!", "negative look-behind"), ("=", "look-ahead"), ("!", "negative look-ahead")):
+        for head, name in (
+            ("<=", "look-behind"),
+            ("<!", "negative look-behind"),
+            ("=", "look-ahead"),
+            ("!", "negative look-ahead"),
+        ):
             if self._take(head):
                 self._unsupported(name, "write the texts that may match instead", at)
         if self._take(":"):
@@ -363,7 +379,11 @@ class _Parser:
         name = self._text[at + 3 : end]
         self._at = end + 1
         value = name.removeprefix("General_Category=").removeprefix("gc=")
-        if value in ("Any", "ASCII", "Alphabetic") or "=" in value or _SHORT_CATEGORIES.get(value, value) not in _CATEGORIES:
+        if (
+            value in ("Any", "ASCII", "Alphabetic")
+            or "=" in value
+            or _SHORT_CATEGORIES.get(value, value) not in _CATEGORIES
+        ):
             if value == "Any":
                 ranges = charset.EVERYTHING
             elif value == "ASCII":
@@ -442,7 +462,12 @@ class _Parser:
         if self._take("{"):
             end = self._text.find("}", self._at)
             digits = self._text[self._at : max(end, 0)]
-            if end < 0 or not digits or len(digits) > 20 or not all(digit in "0123456789abcdefABCDEF" for digit in digits):
+            if (
+                end < 0
+                or not digits
+                or len(digits) > 20
+                or not all(digit in "0123456789abcdefABCDEF" for digit in digits)
+            ):
                 self._syntax("bad \\u{...} escape", at)
             self._at = end + 1
             if int(digits, 16) > charset.MAX_CODE_POINT:
