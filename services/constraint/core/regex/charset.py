@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TypeAlias
 
 Ranges: TypeAlias = tuple[tuple[int, int], ...]
@@ -86,7 +86,7 @@ def size(ranges: Ranges) -> int:
     return sum(high - low + 1 for low, high in ranges)
 
 
-@lru_cache(maxsize=None)
+@cache
 def python_class(escape: str) -> Ranges:
     r"""Return what Python's own `re` takes for `\d`, `\w` or `\s` in a `str` pattern."""
     every_character = "".join(map(chr, range(0xD800))) + "".join(map(chr, range(0xE000, MAX_CODE_POINT + 1)))
@@ -97,7 +97,7 @@ def python_class(escape: str) -> Ranges:
     return normalise(result)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _cased_characters() -> str:
     # No character beyond the first two planes has a case.
     return "".join(

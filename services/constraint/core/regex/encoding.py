@@ -71,7 +71,7 @@ def _split_utf8(low: bytes, high: bytes, result: list[ByteSequence], prefix: Byt
 
 
 def json_plain(ranges: Ranges) -> list[ByteSequence]:
-    """Write characters as `json.dumps(ensure_ascii=False)` does, with the hexadecimal digits of control characters in either case."""
+    """Write characters as `json.dumps(ensure_ascii=False)` does."""
     if not ranges or ranges[0][0] > 0x5C:
         return utf8(ranges)
     result = utf8(charset.intersect(ranges, _RAW_IN_JSON))
@@ -80,7 +80,7 @@ def json_plain(ranges: Ranges) -> list[ByteSequence]:
             if (short := _SHORT_ESCAPES.get(code_point)) is not None:
                 result.append((_BACKSLASH, ((short[0], short[0]),)))
             else:
-                result.extend((_BACKSLASH, _U, *digits) for digits in _hex_range(code_point, code_point, 4))
+                result.append((_BACKSLASH, *(((byte, byte),) for byte in b"u%04x" % code_point)))
     return result
 
 
@@ -181,7 +181,8 @@ def expression(sequences: list[ByteSequence]) -> Expression:
             return Bytes(bytes(bytes_[0][0] for bytes_ in sequence))
         if len(sequence) == 1 and len(sequence[0]) == 1:
             return ByteRange(*sequence[0][0])
-    edges, num_states = [], 2
+    edges: list[tuple[int, int, int, int]] = []
+    num_states = 2
     numbers: dict[frozenset[ByteSequence], int] = {frozenset(((),)): 1}
     todo = [(0, frozenset(sequences))]
     while todo:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import unicodedata
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 from typing import Literal, NoReturn, TypeAlias
 
 from services.constraint.core.regex import charset
@@ -34,7 +34,44 @@ _SHORT_CATEGORIES = {
     "Symbol": "S", "Separator": "Z", "Space_Separator": "Zs", "Other": "C", "Control": "Cc",
 }  # fmt: skip
 _CATEGORIES = frozenset(
-    "L Lu Ll Lt Lm Lo M Mn Mc Me N Nd Nl No P Pc Pd Ps Pe Pi Pf Po S Sm Sc Sk So Z Zs Zl Zp C Cc Cf Cn Co".split()
+    [
+        "L",
+        "Lu",
+        "Ll",
+        "Lt",
+        "Lm",
+        "Lo",
+        "M",
+        "Mn",
+        "Mc",
+        "Me",
+        "N",
+        "Nd",
+        "Nl",
+        "No",
+        "P",
+        "Pc",
+        "Pd",
+        "Ps",
+        "Pe",
+        "Pi",
+        "Pf",
+        "Po",
+        "S",
+        "Sm",
+        "Sc",
+        "Sk",
+        "So",
+        "Z",
+        "Zs",
+        "Zl",
+        "Zp",
+        "C",
+        "Cc",
+        "Cf",
+        "Cn",
+        "Co",
+    ]
 )
 
 
@@ -49,7 +86,7 @@ class Flags:
     ascii: bool = False
 
 
-def parse(pattern: str, dialect: Dialect, flags: Flags = Flags()) -> Node:  # noqa: B008 - frozen
+def parse(pattern: str, dialect: Dialect, flags: Flags = Flags()) -> Node:
     """Parse a pattern.
 
     Raises:
@@ -526,7 +563,7 @@ class _Parser:
         return named if named is not None else self._escaped_code_point(in_class=True)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _category(name: str) -> Ranges:
     """Return the characters of a general category, or of all that start with this letter."""
     return charset.normalise(

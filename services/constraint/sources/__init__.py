@@ -1,0 +1,43 @@
+"""Turns a constraint's text into the core's grammar form: JSON Schema, Lark, regex, choices."""
+
+from __future__ import annotations
+
+from services.constraint.sources.source import (
+    BuiltSource,
+    ConstraintSource,
+    KeywordReport,
+    Kind,
+    SourceOptions,
+    Whitespace,
+)
+from services.rpckit.status import InvalidRequest
+
+
+def build(source: ConstraintSource, options: SourceOptions) -> BuiltSource:
+    """Build the grammar of a constraint.
+
+    Raises:
+        InvalidRequest: the constraint is not filled in.
+        GrammarSyntax, UnsupportedConstruct, UnsatisfiableGrammar, GrammarTooLarge: see services/rpckit/status.py.
+    """
+    # Imported here because each brings its library: a process that only ever sees schemas need not load Lark.
+    if source.kind == "choices":
+        from services.constraint.sources import choices  # noqa: PLC0415
+
+        return choices.build(source.choices)
+    if source.text is None:
+        raise InvalidRequest(f"a constraint of kind {source.kind} needs its text", field=source.kind)
+    if source.kind == "json_schema":
+        from services.constraint.sources import json_schema  # noqa: PLC0415
+
+        return json_schema.build(source.text, options)
+    if source.kind == "regex":
+        from services.constraint.sources import regex_source  # noqa: PLC0415
+
+        return regex_source.build(source.text)
+    from services.constraint.sources import lark_source  # noqa: PLC0415
+
+    return lark_source.build(source.text)
+
+
+__all__ = ["BuiltSource", "ConstraintSource", "KeywordReport", "Kind", "SourceOptions", "Whitespace", "build"]

@@ -1,0 +1,205 @@
+"""The schema's text as a JSON document: parsing with exact numbers, JSON Pointers, and what a `$ref` names."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from typing import NoReturn
+from urllib.parse import unquote, urldefrag, urljoin
+
+from services.constraint.sources.json_schema.keywords import DEFAULT_DRAFT, DRAFTS
+from services.constraint.sources.json_schema.nodes import Json
+from services.rpckit.status import GrammarSyntax, GrammarTooLarge, UnsupportedConstruct
+
+MAX_SCHEMA_BYTES = 2_000_000
+# Schemas within schemas; each level costs a few Python stack frames here and in the core.
+MAX_SCHEMA_DEPTH = 80
+
+
+def parse(text: str) -> Json:
+    """Parse a schema's text; numbers with a point or an exponent become Decimals.
+
+    Raises:
+        GrammarSyntax: not JSON (line and column), a key twice in one object, NaN or Infinity, a lone surrogate.
+        GrammarTooLarge: beyond MAX_SCHEMA_BYTES, or nested beyond what a parser takes.
+    """
+    if len(text) > MAX_SCHEMA_BYTES:
+        raise GrammarTooLarge(
+            f"the schema has {len(text)} characters; the limit max_schema_bytes is {MAX_SCHEMA_BYTES}",
+            limit="max_schema_bytes",
+            value=MAX_SCHEMA_BYTES,
+        )
+    try:
+        document: Json = json.loads(
+            text, parse_float=Decimal, parse_constant=_refuse_constant, object_pairs_hook=_unique
+        )
+        if "\\u" in text or not text.isascii():
+            json.dumps(document, ensure_ascii=False, default=str).encode()
+    except json.JSONDecodeError as error:
+        raise GrammarSyntax(
+            f"the schema is not JSON: {error.msg} at line {error.lineno}, column {error.colno}",
+            line=error.lineno,
+            column=error.colno,
+        ) from None
+    except UnicodeEncodeError:
+        raise GrammarSyntax(
+            "the schema has a lone surrogate (such as \\ud800), which is not a character", pointer=""
+        ) from None
+    except RecursionError:
+        raise too_deep("") from None
+    except ValueError as error:  # an integer of more digits than Python reads
+        raise GrammarTooLarge(
+            f"a number of the schema is too long: {error}", limit="max_number_digits", value=4300
+        ) from None
+    return document
+
+
+def too_deep(pointer: str) -> GrammarTooLarge:
+    """Return the error for a schema that is nested too deep."""
+    return GrammarTooLarge(
+        f"the schema is nested deeper than {MAX_SCHEMA_DEPTH} levels (limit max_schema_depth); move parts to $defs",
+        limit="max_schema_depth",
+        value=MAX_SCHEMA_DEPTH,
+        pointer=pointer,
+    )
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise GrammarSyntax(f"the schema is not JSON: {name} is not a JSON value", pointer="")
+
+
+def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise GrammarSyntax(f"the key {key!r} stands twice in one object of the schema", key=key)
+            seen.add(key)
+    return result
+
+
+def step(pointer: str, key: str | int) -> str:
+    """Return the pointer of a member."""
+    if isinstance(key, int):
+        return f"{pointer}/{key}"
+    if "~" in key or "/" in key:
+        key = key.replace("~", "~0").replace("/", "~1")
+    return f"{pointer}/{key}"
+
+
+def draft_of(document: Json) -> int:
+    """Return the draft that `$schema` names: 4, 6, 7, 2019 or 2020, which is the default.
+
+    Raises:
+        GrammarSyntax: `$schema` is not a string.
+        UnsupportedConstruct: another dialect.
+    """
+    if not isinstance(document, dict) or "$schema" not in document:
+        return DEFAULT_DRAFT
+    name = document["$schema"]
+    if not isinstance(name, str):
+        raise GrammarSyntax("/$schema must be a string", pointer="/$schema")
+    draft = DRAFTS.get(name.rstrip("#")) or DRAFTS.get(
+        name.rstrip("#").replace("http://json-schema.org/draft/2", "https://json-schema.org/draft/2")
+    )
+    if draft is None:
+        raise UnsupportedConstruct(
+            f"/$schema: the dialect {name!r} is not known; drafts 4, 6, 7, 2019-09 and 2020-12 are",
+            name="$schema",
+            pointer="/$schema",
+        )
+    return draft
+
+
+class References:
+    """Finds what a `$ref` names within one document; nothing is ever fetched."""
+
+    def __init__(self, document: Json, draft: int) -> None:
+        self._document = document
+        self._id_keyword = "id" if draft == 4 else "$id"
+        self._draft = draft
+        self._resources: dict[str, str] | None = None  # absolute URI -> pointer
+        self._anchors: dict[tuple[str, str], str] = {}
+        self._base_of: dict[str, str] = {}
+
+    def resolve(self, reference: str, at: str) -> str:
+        """Return the pointer of the schema that a `$ref`, found at the pointer `at`, names.
+
+        Raises:
+            UnsupportedConstruct: it names another document, or nothing.
+        """
+        if self._resources is None:
+            self._index()
+        assert self._resources is not None
+        uri, fragment = urldefrag(urljoin(self._base(at), reference))
+        root = self._resources.get(uri)
+        if root is None:
+            self._refuse(reference, at, "another document, and none is ever fetched; put the schema under $defs")
+        fragment = unquote(fragment)
+        if fragment and not fragment.startswith("/"):
+            target = self._anchors.get((uri, fragment))
+            if target is None:
+                self._refuse(reference, at, "an anchor that this document does not have")
+            return target
+        pointer = root + fragment
+        self._check(pointer, reference, at)
+        return pointer
+
+    def get(self, pointer: str) -> Json:
+        """Return the value at a pointer that `resolve` gave."""
+        value = self._document
+        for part in pointer.split("/")[1:]:
+            part = part.replace("~1", "/").replace("~0", "~")
+            value = value[int(part)] if isinstance(value, list) else value[part]  # type: ignore[index]
+        return value
+
+    def _check(self, pointer: str, reference: str, at: str) -> None:
+        try:
+            self.get(pointer)
+        except (KeyError, IndexError, ValueError, TypeError):
+            self._refuse(reference, at, "a place that this document does not have")
+
+    def _refuse(self, reference: str, at: str, why: str) -> NoReturn:
+        raise UnsupportedConstruct(
+            f"{at}/$ref: {reference!r} names {why}", name="$ref", keyword="$ref", pointer=f"{at}/$ref"
+        )
+
+    def _base(self, at: str) -> str:
+        while at not in self._base_of:
+            at = at.rpartition("/")[0]
+        return self._base_of[at]
+
+    def _index(self) -> None:
+        self._resources = {"": ""}
+        self._base_of[""] = ""
+        todo: list[tuple[Json, str, str]] = [(self._document, "", "")]
+        while todo:
+            value, pointer, base = todo.pop()
+            if isinstance(value, list):
+                todo.extend(
+                    (item, f"{pointer}/{index}", base)
+                    for index, item in enumerate(value)
+                    if isinstance(item, dict | list)
+                )
+                continue
+            if not isinstance(value, dict):
+                continue
+            identifier = value.get(self._id_keyword)
+            # Up to draft 7, `$id` beside `$ref` has no meaning.
+            if isinstance(identifier, str) and not (self._draft <= 7 and "$ref" in value):
+                uri, fragment = urldefrag(urljoin(base, identifier))
+                if fragment and self._draft <= 7:
+                    self._anchors[uri, unquote(fragment)] = pointer
+                if uri != base:
+                    base = uri
+                    self._base_of[pointer] = base
+                    self._resources[base] = pointer
+            anchor = value.get("$anchor")
+            if isinstance(anchor, str):
+                self._anchors[base, anchor] = pointer
+            todo.extend(
+                (member, step(pointer, key), base)
+                for key, member in value.items()
+                if isinstance(member, dict | list) and key not in ("enum", "const")
+            )

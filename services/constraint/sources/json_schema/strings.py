@@ -1,0 +1,104 @@
+"""Expressions for JSON strings by length, patterns and formats.
+
+Free strings take every spelling that JSON has for a character. Strings under a pattern or a format are written in one way, `encoding.json_plain`.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from services.constraint.core.grammar import NOTHING, Bytes, Expression, Repeat, Sequence
+from services.constraint.core.regex import anchors, automaton, charset, encoding
+from services.constraint.core.regex.ast import Characters, Choice, Concatenation, Node, Repetition
+from services.constraint.core.regex.automaton import Dfa
+from services.constraint.core.regex.parse import parse
+from services.constraint.sources.json_schema.formats import FORMATS
+from services.constraint.sources.json_schema.nodes import String
+
+_QUOTE = Bytes(b'"')
+ANY_CHARACTER = encoding.characters(charset.EVERYTHING, encoding.json_any)
+PLAIN_CHARACTER = encoding.characters(charset.EVERYTHING, encoding.json_plain)
+ANY_STRING: Expression = Sequence((_QUOTE, Repeat(ANY_CHARACTER, 0, None), _QUOTE))
+PLAIN_STRING: Expression = Sequence((_QUOTE, Repeat(PLAIN_CHARACTER, 0, None), _QUOTE))
+
+
+def string(node: String) -> Expression:
+    """Return the expression of the strings of a node, quotes included.
+
+    Raises:
+        GrammarSyntax, UnsupportedConstruct, GrammarTooLarge: as the patterns' parsing and products do.
+    """
+    if node.max_length is not None and node.max_length < node.min_length:
+        return NOTHING
+    patterns = patterns_of(node)
+    if not patterns:
+        return Sequence((_QUOTE, Repeat(ANY_CHARACTER, node.min_length, node.max_length), _QUOTE))
+    return Sequence((_QUOTE, _body(patterns, node.min_length, node.max_length), _QUOTE))
+
+
+def patterns_of(node: String) -> tuple[str, ...]:
+    """Return all patterns that a string must match, those of its formats among them."""
+    return tuple(dict.fromkeys((*node.patterns, *(FORMATS[name].pattern for name in node.formats))))
+
+
+def matches(node: String, value: str) -> bool:
+    """Tell whether a string is one of the node's."""
+    if len(value) < node.min_length or (node.max_length is not None and len(value) > node.max_length):
+        return False
+    return all(dfa_of(pattern).matches(value) for pattern in patterns_of(node))
+
+
+@lru_cache(maxsize=512)
+def tree_of(pattern: str) -> Node:
+    """Return the tree of all strings in which a pattern is found."""
+    return anchors.search(parse(pattern, "ecma"), pattern)
+
+
+@lru_cache(maxsize=128)
+def dfa_of(pattern: str) -> Dfa:
+    """Return the automaton of all strings in which a pattern is found."""
+    return automaton.to_dfa(tree_of(pattern))
+
+
+@lru_cache(maxsize=256)
+def _body(patterns: tuple[str, ...], minimum: int, maximum: int | None) -> Expression:
+    if len(patterns) == 1:
+        tree = tree_of(patterns[0])
+        shortest, longest = lengths(tree)
+        if minimum <= shortest and (maximum is None or (longest is not None and longest <= maximum)):
+            return automaton.to_expression(tree, encoding.json_plain)
+        if isinstance(tree, Repetition) and isinstance(tree.body, Characters):
+            # One class throughout: the counts themselves meet, and the core makes any count cheap.
+            low = max(minimum, tree.minimum)
+            bounds = [bound for bound in (maximum, tree.maximum) if bound is not None]
+            high = min(bounds) if bounds else None
+            return (
+                automaton.to_expression(Repetition(tree.body, low, high), encoding.json_plain)
+                if high is None or low <= high
+                else NOTHING
+            )
+    dfa = dfa_of(patterns[0])
+    for pattern in patterns[1:]:
+        dfa = automaton.intersect(dfa, dfa_of(pattern))
+    if minimum > 0 or maximum is not None:
+        dfa = automaton.with_length(dfa, minimum, maximum)
+    return dfa.to_automaton(encoding.json_plain)
+
+
+def lengths(node: Node) -> tuple[int, int | None]:
+    """Return the fewest and the most characters of what a tree matches (None: no bound)."""
+    match node:
+        case Characters():
+            return 1, 1
+        case Concatenation(parts):
+            bounds = [lengths(part) for part in parts]
+            longest = [high for _, high in bounds if high is not None]
+            return sum(low for low, _ in bounds), sum(longest) if len(longest) == len(bounds) else None
+        case Choice(options) if options:
+            bounds = [lengths(option) for option in options]
+            longest = [high for _, high in bounds if high is not None]
+            return min(low for low, _ in bounds), max(longest) if len(longest) == len(bounds) else None
+        case Repetition(body, minimum, maximum):
+            low, high = lengths(body)
+            return low * minimum, 0 if high == 0 else None if high is None or maximum is None else high * maximum
+    return 0, 0
