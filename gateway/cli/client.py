@@ -1,0 +1,140 @@
+"""The command as a client of a running gateway or constraint service: plain values in, protobuf on the wire."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import grpc
+from espalier.v1 import constraint_pb2, constraint_pb2_grpc, gateway_pb2, gateway_pb2_grpc, types_pb2
+from google.protobuf.json_format import MessageToDict
+
+from services.rpckit.rich_status import from_rpc_error
+from services.rpckit.server import CHANNEL_OPTIONS
+
+ConstraintKind = Literal["json_schema", "lark", "regex", "grammar_name"]
+
+
+def make_constraint(kind: ConstraintKind | None, text: str = "", *, choices: tuple[str, ...] = ()) -> Any:
+    """Make a `Constraint`; without a kind, of the choices where there are some, else None."""
+    if kind is not None:
+        return types_pb2.Constraint(**{kind: text})
+    return types_pb2.Constraint(choices=types_pb2.Choices(values=choices)) if choices else None
+
+
+def make_generation(
+    *,
+    prompt: str | None = None,
+    chat: list[tuple[str, str]] | None = None,
+    constraint: Any = None,
+    whitespace: str | None = None,
+    max_tokens: int | None = None,
+    stop: tuple[str, ...] = (),
+    **sampling: float | None,
+) -> gateway_pb2.Generation:
+    """Make a `Generation`; `chat` has (role, content) pairs, `sampling` the fields of `Sampling` that are not None."""
+    generation = gateway_pb2.Generation(constraint=constraint, max_tokens=max_tokens, stop=stop)
+    if prompt is not None:
+        generation.prompt = prompt
+    if chat is not None:
+        messages = [gateway_pb2.ChatMessage(role=role, content=content) for role, content in chat]
+        generation.chat.CopyFrom(gateway_pb2.Chat(messages=messages))
+    if whitespace is not None:
+        generation.compile_options.whitespace = types_pb2.Whitespace.Value(f"WHITESPACE_{whitespace.upper()}")
+    given: Any = {name: value for name, value in sampling.items() if value is not None}
+    generation.sampling.CopyFrom(gateway_pb2.Sampling(**given))
+    return generation
+
+
+class GatewayClient:
+    """Calls a gateway. Every method raises `ServiceError` for what it answers."""
+
+    def __init__(self, address: str, *, timeout_s: float) -> None:
+        """Connect when first called."""
+        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._stub = gateway_pb2_grpc.GatewayServiceStub(self._channel)
+        self._timeout_s = timeout_s
+
+    def __enter__(self) -> GatewayClient:
+        """Use until left."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Hang up."""
+        self._channel.close()
+
+    def generate(self, generation: gateway_pb2.Generation) -> gateway_pb2.GenerateResponse:
+        """Write a text."""
+        with _errors():
+            return self._stub.Generate(gateway_pb2.GenerateRequest(generation=generation), timeout=self._timeout_s)
+
+    def stream(self, generation: gateway_pb2.Generation) -> Iterator[gateway_pb2.GenerateStreamResponse]:
+        """Write a text, piece by piece."""
+        request = gateway_pb2.GenerateStreamRequest(generation=generation)
+        with _errors():
+            yield from self._stub.GenerateStream(request, timeout=self._timeout_s)
+
+    def model_info(self) -> gateway_pb2.GetModelInfoResponse:
+        """Ask what model answers."""
+        with _errors():
+            return self._stub.GetModelInfo(gateway_pb2.GetModelInfoRequest(), timeout=self._timeout_s)
+
+
+class ConstraintClient:
+    """Calls a constraint service. Every method raises `ServiceError` for what it answers."""
+
+    def __init__(self, address: str, *, timeout_s: float) -> None:
+        """Connect when first called."""
+        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._stub = constraint_pb2_grpc.ConstraintServiceStub(self._channel)
+        self._timeout_s = timeout_s
+
+    def __enter__(self) -> ConstraintClient:
+        """Use until left."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Hang up."""
+        self._channel.close()
+
+    def compile(self, constraint: Any, vocabulary_digest: str) -> constraint_pb2.CompileResponse:
+        """Compile a constraint."""
+        request = constraint_pb2.CompileRequest(constraint=constraint, vocabulary_digest=vocabulary_digest)
+        with _errors():
+            return self._stub.Compile(request, timeout=self._timeout_s)
+
+    def validate(self, constraint: Any, text: bytes) -> constraint_pb2.ValidateResponse:
+        """Judge a text."""
+        request = constraint_pb2.ValidateRequest(constraint=constraint, text=text)
+        with _errors():
+            return self._stub.Validate(request, timeout=self._timeout_s)
+
+    def list_grammars(self) -> list[tuple[str, str]]:
+        """List the named grammars with what each describes."""
+        with _errors():
+            answer = self._stub.ListGrammars(constraint_pb2.ListGrammarsRequest(), timeout=self._timeout_s)
+        return [(grammar.name, grammar.description) for grammar in answer.grammars]
+
+
+def as_json(message: Any) -> dict[str, Any]:
+    """Show a message as JSON values, with the contract's field names."""
+    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+
+
+def finish_reason(result: gateway_pb2.GenerationResult) -> str:
+    """Name why a text ended, in lower case."""
+    return gateway_pb2.FinishReason.Name(result.finish_reason).removeprefix("FINISH_REASON_").lower()
+
+
+def enforcement(report: types_pb2.KeywordReport) -> str:
+    """Name how a keyword is honoured, in lower case."""
+    return types_pb2.Enforcement.Name(report.enforcement).removeprefix("ENFORCEMENT_").lower()
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise from_rpc_error(error) from None
