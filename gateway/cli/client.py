@@ -19,7 +19,9 @@ ConstraintKind = Literal["json_schema", "lark", "regex", "grammar_name"]
 def make_constraint(kind: ConstraintKind | None, text: str = "", *, choices: tuple[str, ...] = ()) -> Any:
     """Make a `Constraint`; without a kind, of the choices where there are some, else None."""
     if kind is not None:
-        return types_pb2.Constraint(**{kind: text})
+        constraint = types_pb2.Constraint()
+        setattr(constraint, kind, text)
+        return constraint
     return types_pb2.Constraint(choices=types_pb2.Choices(values=choices)) if choices else None
 
 

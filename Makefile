@@ -1,0 +1,71 @@
+# Needs Python 3.11 or later and nothing else; everything is installed into .venv under your own pip settings.
+PYTHON ?= $(firstword $(foreach name,python3.13 python3.12 python3.11 python3,$(shell command -v $(name))))
+BIN := .venv/bin
+RELEASED := protos/released.binpb
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-quick test-integration test-e2e install install-run proto released format lint typecheck buf check ci bench run model clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: install-run  ## Fetch the model, start everything, extract validated records from real documents, stop
+	@$(BIN)/espalier demo
+
+test: install model  ## Run all tests
+	@$(BIN)/python -m pytest
+
+test-quick: install  ## Run the tests that need neither the model nor more than ten seconds
+	@$(BIN)/python -m pytest -m "not slow and not real_model"
+
+test-integration: install  ## Run the tests that start processes
+	@$(BIN)/python -m pytest tests/integration
+
+test-e2e: install model  ## Run the tests with the real model
+	@$(BIN)/python -m pytest tests/e2e
+
+install:  ## Create .venv with all that development needs
+	@$(PYTHON) deploy/install.py dev
+
+install-run:  ## Create .venv with all that running needs
+	@$(PYTHON) deploy/install.py all
+
+proto: install  ## Generate the stubs of protos/ into gen/
+	@$(BIN)/python protos/generate.py
+
+released: install buf  ## Take the contract as it is now for the released one, which must not be broken
+	@$(BIN)/buf build protos -o $(RELEASED)
+
+format: install  ## Format and sort imports
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+lint: install
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+typecheck: install
+	@$(BIN)/mypy
+
+# The comparison is with an image in the repository, so that it works in a shallow clone and without one.
+buf: install
+	@$(BIN)/buf lint protos
+	@$(BIN)/buf format protos --diff --exit-code
+	@$(BIN)/buf breaking protos --against $(RELEASED)
+
+check: lint typecheck buf test  ## All that CI runs: lint, types, contract, tests
+
+ci:  ## Run CI as its machine does
+	@.ci/run
+
+bench: install model  ## Measure time per token, guided against unguided
+	@$(BIN)/python -m tests.bench.guided
+
+run: install-run model  ## Start everything until Ctrl-C
+	@$(BIN)/espalier up
+
+model: install-run  ## Fetch the demo's model (93 MB) into models/
+	@$(BIN)/espalier model fetch
+
+clean:  ## Remove what the targets made, the environment and the model too
+	@rm -rf .venv gen build dist models .pytest_cache .mypy_cache .ruff_cache .hypothesis

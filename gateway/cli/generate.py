@@ -1,0 +1,152 @@
+"""`espalier generate`: one request against a running gateway."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from gateway.cli.client import GatewayClient, as_json, finish_reason, make_constraint, make_generation
+from gateway.cli.errors import BAD_USAGE, CommandError
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A generation as the gateway takes it."""
+
+    generation: Any
+
+
+def read_text(path: Path) -> str:
+    """Read a file as UTF-8.
+
+    Raises:
+        CommandError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise CommandError(f"cannot read {path}: {error.strerror}", BAD_USAGE) from None
+    except UnicodeDecodeError as error:
+        raise CommandError(f"{path} is not UTF-8: {error.reason} at byte {error.start}", BAD_USAGE) from None
+
+
+def read_constraint(
+    *, schema: Path | None, grammar: str | None, regex: str | None, choices: tuple[str, ...] = ()
+) -> Any:
+    """Make the constraint that the flags name, None without any.
+
+    Raises:
+        CommandError: more than one, or a file that cannot be read.
+    """
+    if sum((schema is not None, grammar is not None, regex is not None, bool(choices))) > 1:
+        raise CommandError("give at most one of --schema, --grammar, --regex and --choice", BAD_USAGE)
+    if schema is not None:
+        return make_constraint("json_schema", read_text(schema))
+    if grammar is not None:
+        # A name has no dot and no slash; what has one, or exists, is a file.
+        is_file = Path(grammar).is_file() or "/" in grammar or "." in grammar
+        return (
+            make_constraint("lark", read_text(Path(grammar))) if is_file else make_constraint("grammar_name", grammar)
+        )
+    if regex is not None:
+        return make_constraint("regex", regex)
+    return make_constraint(None, choices=choices)
+
+
+def read_request(
+    *,
+    prompt: str | None,
+    chat: str | None,
+    system: str | None,
+    schema: Path | None,
+    grammar: str | None,
+    regex: str | None,
+    choices: tuple[str, ...],
+    whitespace: str | None,
+    max_tokens: int | None,
+    stop: tuple[str, ...],
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int | None,
+) -> Request:
+    """Make a request from the flags.
+
+    Raises:
+        CommandError: they contradict each other, or a file cannot be read.
+    """
+    if (prompt is None) == (chat is None):
+        raise CommandError("give exactly one of --prompt and --chat", BAD_USAGE)
+    if system is not None and chat is None:
+        raise CommandError("--system goes with --chat", BAD_USAGE)
+    messages = None
+    if chat is not None:
+        messages = [("system", system)] if system is not None else []
+        messages.append(("user", sys.stdin.read() if chat == "-" else chat))
+    try:
+        generation = make_generation(
+            prompt=sys.stdin.read() if prompt == "-" else prompt,
+            chat=messages,
+            constraint=read_constraint(schema=schema, grammar=grammar, regex=regex, choices=choices),
+            whitespace=whitespace,
+            max_tokens=max_tokens,
+            stop=stop,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+        )
+    except ValueError as error:  # a number that the contract's type cannot hold, such as a negative count
+        raise CommandError(f"a number is out of range: {error}", BAD_USAGE) from None
+    return Request(generation)
+
+
+def run(request: Request, *, address: str, timeout_s: float, streams: bool, prints_json: bool) -> None:
+    """Send it; the text goes to stdout, a line of numbers to stderr.
+
+    Raises:
+        ServiceError: as the gateway answers.
+    """
+    with GatewayClient(address, timeout_s=timeout_s) as client:
+        if streams:
+            result = None
+            for piece in client.stream(request.generation):
+                if prints_json:
+                    _print_json(piece)
+                else:
+                    sys.stdout.write(piece.delta)
+                    sys.stdout.flush()
+                if piece.HasField("result"):
+                    result = piece.result
+            if prints_json:
+                return
+            sys.stdout.write("\n")
+        else:
+            response = client.generate(request.generation)
+            result = response.result
+            if prints_json:
+                _print_json(response)
+                return
+            print(response.text)
+    if result is not None:
+        Console(stderr=True, highlight=False).print(summary(result), style="dim")
+
+
+def summary(result: Any) -> str:
+    """Say in a line how a text came about."""
+    usage, timing = result.usage, result.timing
+    validated = "validated" if result.is_validated else "not validated (no constraint)"
+    return (
+        f"{finish_reason(result)}, {validated}; {usage.num_prompt_tokens} + {usage.num_completion_tokens} tokens "
+        f"({usage.num_forced_tokens} forced) in {usage.num_steps} steps; first after {timing.ttft_us / 1e3:.0f} ms, "
+        f"then {timing.tpot_us / 1e3:.1f} ms a token; masks {timing.mask_us / 1e3:.1f} ms in all; seed {result.seed}"
+    )
+
+
+def _print_json(message: Any) -> None:
+    print(json.dumps(as_json(message), ensure_ascii=False), flush=True)

