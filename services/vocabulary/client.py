@@ -29,7 +29,7 @@ async def fetch_vocabulary(
     vocabulary = await asyncio.to_thread(Vocabulary, tokenizer_json, model.vocab_size, list(model.eos_token_ids))
     if vocabulary.digest != model.vocabulary_digest:
         raise VocabularyMismatch(
-            "the worker's tokenizer is not the one that its model names; it may have been replaced in between, so ask again",
+            "the worker's tokenizer is not the one that its model names; was it replaced? Ask again",
             expected=model.vocabulary_digest,
             actual=vocabulary.digest,
         )

@@ -86,7 +86,7 @@ def _token_bytes(
         raise UnsupportedTokenizerError(
             f"the tokenizer has ids up to {max(pieces.values())}, the model only {vocab_size} logits"
         )
-    added = {token_id: token for token_id, token in tokenizer.get_added_tokens_decoder().items()}
+    added = tokenizer.get_added_tokens_decoder()
     to_bytes = _piece_decoder(layout)
     result: list[bytes | None] = [None] * vocab_size
     for piece, token_id in pieces.items():
@@ -113,7 +113,8 @@ def _piece_decoder(layout: Any) -> Any:
     if "ByteFallback" in decoders:
         return _sentencepiece
     raise UnsupportedTokenizerError(
-        f"the decoder is {', '.join(sorted(decoders)) or 'absent'}; supported are ByteLevel and SentencePiece with ByteFallback"
+        f"the decoder is {', '.join(sorted(decoders)) or 'absent'}; supported are ByteLevel, and SentencePiece "
+        "with ByteFallback"
     )
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from services.constraint.core.compiled_grammar import CompiledGrammar
 from services.constraint.core.engine import TERMINATED, Matcher, TokenTrie, compile_grammar
 from services.constraint.core.grammar import Grammar
+from services.constraint.core.lowering import restrict
 from services.rpckit.status import TokenRejected, UnsatisfiableGrammar, UnsupportedConstruct
 from services.vocabulary import Vocabulary, allowed_token_ids
 from tests.support.derivation import matches
@@ -24,9 +25,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::numba.NumbaPerformanceWarning")
 thorough = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-def compiled_or_skip(grammar: Grammar) -> CompiledGrammar:
+def compiled_or_skip(grammar: Grammar, trie: TokenTrie = BYTES) -> CompiledGrammar:
     try:
-        return compile_grammar(grammar)
+        return restrict(compile_grammar(grammar), trie.usable_bytes)
     except (UnsatisfiableGrammar, UnsupportedConstruct):
         assume(False)
         raise
@@ -64,8 +65,8 @@ def test_accepts_exactly_the_texts_that_the_grammar_derives(grammar: Grammar) ->
 @thorough
 @given(grammars(), vocabularies(), st.randoms(use_true_random=False))
 def test_mask_is_what_trying_every_token_finds(grammar: Grammar, vocabulary: Vocabulary, rng: random.Random) -> None:
-    compiled = compiled_or_skip(grammar)
     trie = TokenTrie(vocabulary)
+    compiled = compiled_or_skip(grammar, trie)
     matcher = Matcher(compiled, trie, forcing="off")
     by_bytes = Matcher(compiled, trie, forcing="off")
     text = b""
@@ -93,7 +94,8 @@ def test_mask_is_what_trying_every_token_finds(grammar: Grammar, vocabulary: Voc
 def test_witness_ends_every_walk_in_a_text_of_the_grammar(
     grammar: Grammar, vocabulary: Vocabulary, forcing: str, rng: random.Random
 ) -> None:
-    matcher = Matcher(compiled_or_skip(grammar), TokenTrie(vocabulary), forcing=forcing)
+    trie = TokenTrie(vocabulary)
+    matcher = Matcher(compiled_or_skip(grammar, trie), trie, forcing=forcing)
     text = b""
     state = matcher.start
     for _ in range(rng.randrange(5)):
@@ -132,7 +134,8 @@ def test_witness_ends_every_walk_in_a_text_of_the_grammar(
 def test_forced_tokens_are_the_only_ones_that_their_masks_admit(
     grammar: Grammar, vocabulary: Vocabulary, rng: random.Random
 ) -> None:
-    matcher = Matcher(compiled_or_skip(grammar), TokenTrie(vocabulary))
+    trie = TokenTrie(vocabulary)
+    matcher = Matcher(compiled_or_skip(grammar, trie), trie)
     state = matcher.start
     for _ in range(6):
         guidance = matcher.guidance(state)

@@ -1,4 +1,4 @@
-"""Membership by the definition of a grammar: the oracle of the constraint core. Slow, short, and shares no code with it."""
+"""Membership by the definition of a grammar: the oracle of the constraint core. Slow, and shares no code with it."""
 
 from __future__ import annotations
 

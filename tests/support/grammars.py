@@ -68,9 +68,9 @@ def grammars() -> st.SearchStrategy[Grammar]:
     )
 
 
-def vocabulary(merges: tuple[tuple[str, str], ...] = (), *, padding: int = 3) -> Vocabulary:
-    """Return a byte-level vocabulary of the 256 bytes, the merges and one end token, with `padding` ids that no token has."""
-    alphabet = sorted(ByteLevel.alphabet())
+def vocabulary(merges: tuple[tuple[str, str], ...] = (), *, missing: str = "", padding: int = 3) -> Vocabulary:
+    """Return a vocabulary of bytes (but `missing`), merges and an end token, `padding` ids without a token."""
+    alphabet = [piece for piece in sorted(ByteLevel.alphabet()) if piece not in missing]
     pieces = {piece: token_id for token_id, piece in enumerate(alphabet)}
     usable = []
     for left, right in merges:
@@ -88,4 +88,5 @@ def vocabulary(merges: tuple[tuple[str, str], ...] = (), *, padding: int = 3) ->
 def vocabularies() -> st.SearchStrategy[Vocabulary]:
     """Byte-level vocabularies with a few merges over a, b and c."""
     pieces = st.sampled_from(["a", "b", "c", "aa", "ab", "bc", "abc", "ca"])
-    return st.lists(st.tuples(pieces, pieces), max_size=6, unique=True).map(lambda merges: vocabulary(tuple(merges)))
+    merges = st.lists(st.tuples(pieces, pieces), max_size=6, unique=True).map(tuple)
+    return st.builds(lambda pairs, missing: vocabulary(pairs, missing=missing), merges, st.sampled_from(["", "", "c"]))

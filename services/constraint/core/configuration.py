@@ -71,8 +71,9 @@ class Configurations:
         return int(self._arena.configuration_distance[configuration])
 
     def call(self, function: Callable[..., Any], *arguments: Any, clear: Int32s | None = None) -> Any:
-        """Call a kernel as `function(tables, arena, scratch, *arguments)` until it needs no more room; `clear` is
-        zeroed before each try.
+        """Call a kernel as `function(tables, arena, scratch, *arguments)` until it needs no more room.
+
+        `clear` is zeroed before each try.
 
         Raises:
             OutOfFuel: the call would visit more states, or need more memory, than the limits allow.

@@ -9,6 +9,7 @@ from typing import Final
 
 import numpy as np
 
+from services.constraint.core.compiling import compiled
 from services.constraint.core.tables import (
     BOTTOM,
     DEAD,
@@ -22,7 +23,7 @@ from services.constraint.core.tables import (
     Int32s,
     Int64s,
     Tables,
-    compiled,
+    i64,
 )
 
 _MULTIPLIER: Final = -7046029254386353131  # 0x9E3779B97F4A7C15, the golden ratio in 64 bits
@@ -55,7 +56,7 @@ def _sort_frames(returns: Int32s, counts: Int32s, parents: Int32s, n: int) -> in
                 j -= gap
             returns[j], counts[j], parents[j] = r, c, p
         gap //= 3
-    kept = np.int64(0)
+    kept = i64(0)
     for i in range(n):
         if (
             kept > 0
@@ -84,7 +85,7 @@ def _sort_items(states: Int32s, nodes: Int32s, n: int) -> int:
                 j -= gap
             states[j], nodes[j] = s, d
         gap //= 3
-    kept = np.int64(0)
+    kept = i64(0)
     for i in range(n):
         if kept > 0 and states[i] == states[kept - 1] and nodes[i] == nodes[kept - 1]:
             continue
@@ -102,11 +103,11 @@ def intern_node(g: Tables, a: Arena, returns: Int32s, counts: Int32s, parents: I
     n = _sort_frames(returns, counts, parents, n)
     h = n
     for i in range(n):
-        h = _mix(_mix(_mix(h, np.int64(returns[i])), np.int64(counts[i])), np.int64(parents[i]))
+        h = _mix(_mix(_mix(h, i64(returns[i])), i64(counts[i])), i64(parents[i]))
     mask = len(a.node_table) - 1
     slot = h & mask
     while a.node_table[slot] >= 0:
-        node = np.int64(a.node_table[slot])
+        node = i64(a.node_table[slot])
         if a.node_hash[node] == h:
             start = a.node_start[node]
             if a.node_start[node + 1] - start == n:
@@ -124,7 +125,7 @@ def intern_node(g: Tables, a: Arena, returns: Int32s, counts: Int32s, parents: I
         slot = (slot + 1) & mask
     node = a.sizes[NUM_NODES]
     start = a.sizes[NUM_FRAMES]
-    if node + 2 > len(a.node_start) or start + n > len(a.frame_return):
+    if node >= len(a.node_hash) or start + n > len(a.frame_return):
         return GROW_ARENA
     distance = UNREACHABLE
     for i in range(n):
@@ -135,9 +136,9 @@ def intern_node(g: Tables, a: Arena, returns: Int32s, counts: Int32s, parents: I
             there = 0
         elif g.count_minimum[returns[i]] >= 0:
             rest = max(0, g.count_minimum[returns[i]] - counts[i] - 1)
-            there = rest * np.int64(g.body_distance[returns[i]]) + a.node_distance[parents[i]]
+            there = rest * i64(g.body_distance[returns[i]]) + a.node_distance[parents[i]]
         else:
-            there = np.int64(g.distance[returns[i]]) + a.node_distance[parents[i]]
+            there = i64(g.distance[returns[i]]) + a.node_distance[parents[i]]
         distance = min(distance, there)
     a.node_start[node + 1] = start + n
     a.node_distance[node] = distance
@@ -145,7 +146,7 @@ def intern_node(g: Tables, a: Arena, returns: Int32s, counts: Int32s, parents: I
     a.node_table[slot] = node
     a.sizes[NUM_NODES] = node + 1
     a.sizes[NUM_FRAMES] = start + n
-    return node
+    return i64(node)
 
 
 @compiled
@@ -159,11 +160,11 @@ def intern_configuration(g: Tables, a: Arena, states: Int32s, nodes: Int32s, n: 
     n = _sort_items(states, nodes, n)
     h = 2 * n + accepts
     for i in range(n):
-        h = _mix(_mix(h, np.int64(states[i])), np.int64(nodes[i]))
+        h = _mix(_mix(h, i64(states[i])), i64(nodes[i]))
     mask = len(a.configuration_table) - 1
     slot = h & mask
     while a.configuration_table[slot] >= 0:
-        configuration = np.int64(a.configuration_table[slot])
+        configuration = i64(a.configuration_table[slot])
         if a.configuration_hash[configuration] == h and a.configuration_accepts[configuration] == accepts:
             start = a.configuration_start[configuration]
             if a.configuration_start[configuration + 1] - start == n:
@@ -177,15 +178,15 @@ def intern_configuration(g: Tables, a: Arena, states: Int32s, nodes: Int32s, n: 
         slot = (slot + 1) & mask
     configuration = a.sizes[NUM_CONFIGURATIONS]
     start = a.sizes[NUM_ITEMS]
-    if configuration + 2 > len(a.configuration_start) or start + n > len(a.item_state):
+    if configuration >= len(a.configuration_hash) or start + n > len(a.item_state):
         return GROW_ARENA
-    distance = np.int64(UNREACHABLE)
+    distance = i64(UNREACHABLE)
     if accepts == 1:
-        distance = np.int64(0)
+        distance = i64(0)
     for i in range(n):
         a.item_state[start + i] = states[i]
         a.item_node[start + i] = nodes[i]
-        distance = min(distance, np.int64(g.byte_distance[states[i]]) + a.node_distance[nodes[i]])
+        distance = min(distance, i64(g.byte_distance[states[i]]) + a.node_distance[nodes[i]])
     a.configuration_start[configuration + 1] = start + n
     a.configuration_accepts[configuration] = accepts
     a.configuration_distance[configuration] = distance
@@ -193,7 +194,7 @@ def intern_configuration(g: Tables, a: Arena, states: Int32s, nodes: Int32s, n: 
     a.configuration_table[slot] = configuration
     a.sizes[NUM_CONFIGURATIONS] = configuration + 1
     a.sizes[NUM_ITEMS] = start + n
-    return configuration
+    return i64(configuration)
 
 
 @compiled

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from services.constraint.core.compiling import compiled
 from services.constraint.core.interning import intern_configuration, intern_node
 from services.constraint.core.tables import (
     BOTTOM,
@@ -36,11 +37,8 @@ from services.constraint.core.tables import (
     Tables,
     TrieArrays,
     Uint8s,
-    compiled,
+    i64,
 )
-
-# Scalars are int64 throughout: a kernel is compiled once more for each other type that it is called with.
-I = np.int64
 
 
 @compiled
@@ -85,7 +83,7 @@ def _pop_rule(heap: Int32s, n: int) -> int:
     """Move the least rule of the heap of n to heap[n - 1]."""
     least = heap[0]
     last = heap[n - 1]
-    i = I(0)
+    i = i64(0)
     while True:
         child = 2 * i + 1
         if child >= n - 1:
@@ -131,7 +129,7 @@ def _enter_calls(
     if g.count_minimum[state] >= 0 and g.count_maximum[state] >= 0 and count >= g.count_maximum[state]:
         return entries, waiting
     for call in range(g.call_start[state], g.call_start[state + 1]):
-        rule = I(g.call_rule[call])
+        rule = i64(g.call_rule[call])
         if g.call_is_tail[call] == 1:
             # What follows the return is the end of the caller, so the callee returns to the caller's callers at once.
             for frame in range(a.node_start[node], a.node_start[node + 1]):
@@ -140,15 +138,15 @@ def _enter_calls(
                     entries,
                     waiting,
                     rule,
-                    I(a.frame_return[frame]),
-                    I(a.frame_count[frame]),
-                    I(a.frame_parent[frame]),
+                    i64(a.frame_return[frame]),
+                    i64(a.frame_count[frame]),
+                    i64(a.frame_parent[frame]),
                 )
                 if waiting < 0:
                     return entries, waiting
                 entries += 1
         else:
-            waiting = _add_entry(w, entries, waiting, rule, I(g.call_return[call]), count, node)
+            waiting = _add_entry(w, entries, waiting, rule, i64(g.call_return[call]), count, node)
             if waiting < 0:
                 return entries, waiting
             entries += 1
@@ -161,8 +159,8 @@ def _enter_rules(g: Tables, a: Arena, w: Scratch, entries: int, waiting: int, it
     clock = w.clock[0]
     while waiting > 0:
         waiting = _pop_rule(w.rule_heap, waiting)
-        rule = I(w.rule_heap[waiting])
-        n = I(0)
+        rule = i64(w.rule_heap[waiting])
+        n = i64(0)
         entry = w.rule_head[rule]
         while entry >= 0:
             if n >= len(w.frame_return):
@@ -177,10 +175,10 @@ def _enter_rules(g: Tables, a: Arena, w: Scratch, entries: int, waiting: int, it
             return node
         w.worklist[0] = g.rule_start[rule]
         w.seen_stamp[g.rule_start[rule]] = clock
-        todo = I(1)
+        todo = i64(1)
         while todo > 0:
             todo -= 1
-            state = I(w.worklist[todo])
+            state = i64(w.worklist[todo])
             a.sizes[FUEL] -= 1
             if g.edge_start[state] < g.edge_start[state + 1]:
                 if items >= len(w.item_state):
@@ -188,7 +186,7 @@ def _enter_rules(g: Tables, a: Arena, w: Scratch, entries: int, waiting: int, it
                 w.item_state[items] = state
                 w.item_node[items] = node
                 items += 1
-            entries, waiting = _enter_calls(g, a, w, state, I(0), node, entries, waiting)
+            entries, waiting = _enter_calls(g, a, w, state, i64(0), node, entries, waiting)
             if waiting < 0:
                 return waiting
             for epsilon in range(g.epsilon_start[state], g.epsilon_start[state + 1]):
@@ -209,11 +207,11 @@ def start_configuration(g: Tables, a: Arena, w: Scratch, rule: int, accepts: int
     w.frame_return[0] = BOTTOM
     w.frame_count[0] = 0
     w.frame_parent[0] = 0
-    bottom = intern_node(g, a, w.frame_return, w.frame_count, w.frame_parent, I(1))
+    bottom = intern_node(g, a, w.frame_return, w.frame_count, w.frame_parent, i64(1))
     if bottom < 0:
         return bottom
-    waiting = _add_entry(w, I(0), I(0), rule, I(BOTTOM), I(0), I(0))
-    return _enter_rules(g, a, w, I(1), waiting, I(0), accepts)
+    waiting = _add_entry(w, i64(0), i64(0), rule, i64(BOTTOM), i64(0), i64(0))
+    return _enter_rules(g, a, w, i64(1), waiting, i64(0), accepts)
 
 
 @compiled
@@ -223,51 +221,51 @@ def step(g: Tables, a: Arena, w: Scratch, configuration: int, byte: int) -> int:
     See `transition`.
     """
     w.clock[0] += 1
-    accepts = I(0)
-    n = I(0)
+    accepts = i64(0)
+    n = i64(0)
     for item in range(a.configuration_start[configuration], a.configuration_start[configuration + 1]):
         state = a.item_state[item]
         for edge in range(g.edge_start[state], g.edge_start[state + 1]):
             if g.edge_low[edge] <= byte <= g.edge_high[edge]:
-                n = _add_position(w, n, I(g.edge_target[edge]), I(0), I(a.item_node[item]))
+                n = _add_position(w, n, i64(g.edge_target[edge]), i64(0), i64(a.item_node[item]))
                 if n < 0:
                     return n
-    i = I(0)
+    i = i64(0)
     while i < n:
-        state, count, node = I(w.position_state[i]), I(w.position_count[i]), I(w.position_node[i])
+        state, count, node = i64(w.position_state[i]), i64(w.position_count[i]), i64(w.position_node[i])
         i += 1
         a.sizes[FUEL] -= 1
         if a.sizes[FUEL] < 0:
             return OUT_OF_FUEL
         for epsilon in range(g.epsilon_start[state], g.epsilon_start[state + 1]):
-            n = _add_position(w, n, I(g.epsilon_target[epsilon]), I(0), node)
+            n = _add_position(w, n, i64(g.epsilon_target[epsilon]), i64(0), node)
             if n < 0:
                 return n
         if g.is_accepting[state] == 1 or (g.count_minimum[state] >= 0 and count >= g.count_minimum[state]):
             for frame in range(a.node_start[node], a.node_start[node + 1]):
-                ret = I(a.frame_return[frame])
+                ret = i64(a.frame_return[frame])
                 if ret == BOTTOM:
-                    accepts = I(1)
+                    accepts = i64(1)
                     continue
-                returned = I(0)
+                returned = i64(0)
                 if g.count_minimum[ret] >= 0:
-                    returned = I(a.frame_count[frame]) + 1
+                    returned = i64(a.frame_count[frame]) + 1
                     if g.count_maximum[ret] < 0:
                         # Past the minimum every count has the same future.
-                        returned = min(returned, I(g.count_minimum[ret]))
-                n = _add_position(w, n, ret, returned, I(a.frame_parent[frame]))
+                        returned = min(returned, i64(g.count_minimum[ret]))
+                n = _add_position(w, n, ret, returned, i64(a.frame_parent[frame]))
                 if n < 0:
                     return n
-    items = I(0)
-    entries = I(0)
-    waiting = I(0)
+    items = i64(0)
+    entries = i64(0)
+    waiting = i64(0)
     for i in range(n):
-        state = I(w.position_state[i])
+        state = i64(w.position_state[i])
         has_edges = g.edge_start[state] < g.edge_start[state + 1]
         if w.position_done[i] == 1 or not (has_edges or g.call_start[state] < g.call_start[state + 1]):
             continue
-        count, node = I(w.position_count[i]), I(w.position_node[i])
-        merged = I(0)
+        count, node = i64(w.position_count[i]), i64(w.position_node[i])
+        merged = i64(0)
         j = w.state_head[state]
         while j >= 0:
             if w.position_count[j] == count:
@@ -276,7 +274,7 @@ def step(g: Tables, a: Arena, w: Scratch, configuration: int, byte: int) -> int:
                     merged += 1
             j = w.position_next[j]
         if merged > 0:
-            frames = I(0)
+            frames = i64(0)
             j = w.state_head[state]
             while j >= 0:
                 if w.position_count[j] == count:
@@ -308,7 +306,7 @@ def step(g: Tables, a: Arena, w: Scratch, configuration: int, byte: int) -> int:
 def transition(g: Tables, a: Arena, w: Scratch, configuration: int, byte: int) -> int:
     """As `step`, remembered."""
     byte_class = g.byte_class[byte]
-    target = I(a.transitions[configuration, byte_class])
+    target = i64(a.transitions[configuration, byte_class])
     if target == UNKNOWN:
         target = step(g, a, w, configuration, byte)
         if target >= 0:
@@ -320,7 +318,7 @@ def transition(g: Tables, a: Arena, w: Scratch, configuration: int, byte: int) -
 def accept_bytes(g: Tables, a: Arena, w: Scratch, configuration: int, text: Uint8s) -> int:
     """Return the configuration after all of `text`: DEAD, a configuration, or a negative code."""
     for byte in text:
-        configuration = transition(g, a, w, configuration, I(byte))
+        configuration = transition(g, a, w, configuration, i64(byte))
         if configuration <= 0:
             return configuration
     return configuration
@@ -330,23 +328,23 @@ def accept_bytes(g: Tables, a: Arena, w: Scratch, configuration: int, text: Uint
 def fill_mask(
     g: Tables, a: Arena, w: Scratch, trie: TrieArrays, configuration: int, path: Int32s, bitmask: Int32s
 ) -> int:
-    """Set the bit of every token whose bytes lead from `configuration` to a live one; return how many, or a negative
-    code.
+    """Set the bit of every token whose bytes lead from `configuration` to a live one.
 
+    Return how many, or a negative code.
     `bitmask` (words,) must be zero, and is to be thrown away after a negative code. `path` (deepest token + 1,) is work
     space. Every configuration that is alive can be completed, because the lowering left nothing unproductive in the
     grammar: so a token is allowed when its bytes stay alive.
     """
-    num_allowed = I(0)
+    num_allowed = i64(0)
     path[0] = configuration
-    i = I(0)
+    i = i64(0)
     n = len(trie.byte)
     while i < n:
         depth = trie.depth[i]
         byte = trie.byte[i]
-        target = I(a.transitions[path[depth], g.byte_class[byte]])
+        target = i64(a.transitions[path[depth], g.byte_class[byte]])
         if target == UNKNOWN:
-            target = transition(g, a, w, I(path[depth]), I(byte))
+            target = transition(g, a, w, i64(path[depth]), i64(byte))
             if target < 0:
                 return target
         if target == DEAD:
@@ -373,7 +371,7 @@ def forced_byte(g: Tables, a: Arena, configuration: int) -> int:
             low = g.edge_low[edge]
             if low != g.edge_high[edge] or (forced >= 0 and low != forced):
                 return -1
-            forced = I(low)
+            forced = i64(low)
     return forced
 
 
@@ -383,7 +381,7 @@ def forced_bytes(g: Tables, a: Arena, w: Scratch, configuration: int, out: Uint8
 
     Return how many and the configuration behind them, or a negative code as the first.
     """
-    n = I(0)
+    n = i64(0)
     while n < len(out):
         byte = forced_byte(g, a, configuration)
         if byte < 0:
@@ -398,22 +396,25 @@ def forced_bytes(g: Tables, a: Arena, w: Scratch, configuration: int, out: Uint8
 
 
 @compiled
-def _readable(low: int, high: int) -> int:
-    """Choose a byte between low and high that reads well in a text that was closed early."""
-    if low <= 97 <= high:
+def _readable(low: int, high: int, usable: Uint8s) -> int:
+    """Choose a usable byte between low and high that reads well in a text that was closed early."""
+    if low <= 97 <= high and usable[97] == 1:
         return 97  # a
-    if low <= 48 <= high:
+    if low <= 48 <= high and usable[48] == 1:
         return 48  # 0
+    while usable[low] == 0:
+        low += 1
     return low
 
 
 @compiled
-def shortest_bytes(g: Tables, a: Arena, w: Scratch, configuration: int, out: Uint8s) -> int:
+def shortest_bytes(g: Tables, a: Arena, w: Scratch, configuration: int, usable: Uint8s, out: Uint8s) -> int:
     """Write the beginning of a shortest completion to `out`, at most its length.
 
-    Return how many bytes, or a negative code.
+    `usable` (256,) is 1 for the bytes that the vocabulary can write (`lowering.restrict`). Return how many bytes were
+    written, or a negative code.
     """
-    n = I(0)
+    n = i64(0)
     while n < len(out) and a.configuration_distance[configuration] > 0:
         distance = a.configuration_distance[configuration]
         byte = -1
@@ -423,7 +424,7 @@ def shortest_bytes(g: Tables, a: Arena, w: Scratch, configuration: int, out: Uin
             if g.byte_distance[state] + rest == distance:
                 for edge in range(g.edge_start[state], g.edge_start[state + 1]):
                     if g.distance[g.edge_target[edge]] + 1 + rest == distance:
-                        byte = _readable(I(g.edge_low[edge]), I(g.edge_high[edge]))
+                        byte = _readable(i64(g.edge_low[edge]), i64(g.edge_high[edge]), usable)
                         break
                 if byte >= 0:
                     break

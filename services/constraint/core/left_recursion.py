@@ -24,10 +24,9 @@ if TYPE_CHECKING:
 
 
 def remove(network: Network, *, max_states: int) -> list[int]:
-    """Rewrite the rules of `network` that call themselves to the left; return all rules, callers to the left before
-    their callees.
+    """Rewrite the rules of `network` that call themselves to the left; calls of nullable rules have their epsilons.
 
-    Calls of nullable rules have their epsilons already.
+    Return all rules, callers to the left before their callees.
 
     Raises:
         GrammarTooLarge: the copies take more than `max_states` states.
@@ -39,7 +38,8 @@ def remove(network: Network, *, max_states: int) -> list[int]:
     if circles:
         if any(network.rule_start[rule] in network.counting for circle in circles for rule in circle):
             raise UnsupportedConstruct(
-                "a rule calls itself to the left through a repetition with a large count; write the recursion to the right",
+                "a rule calls itself to the left through a repetition with a large count; write the recursion "
+                "to the right",
                 construct="counted repetition in left recursion",
             )
         rewriter = _Rewriter(network, graph, max_states)
@@ -141,7 +141,7 @@ class _Rewriter:
             self._edges.setdefault(source, []).append((low, high, target))
 
     def loop(self, rule: int, circle: frozenset[int]) -> tuple[int, int]:
-        """Return start and accepting state of a rule that matches what `rule` matches and calls no rule of `circle` to the left."""
+        """Return start and end of an automaton that matches what `rule` does and calls none of `circle` to the left."""
         network, graph = self._network, self._graph
         members = self._reached_to_the_left(rule, circle)
         copies: dict[int, int] = {}
@@ -189,7 +189,7 @@ class _Rewriter:
             network.calls.extend((copy, callee, copy_of(ret)) for callee, ret in graph.calls.get(original, ()))
             if network.num_states > self._max_states:
                 raise GrammarTooLarge(
-                    f"the grammar needs more than {self._max_states} states (limit max_states) once its left recursion is taken out",
+                    f"without left recursion the grammar needs more than {self._max_states} states (limit max_states)",
                     limit="max_states",
                     value=self._max_states,
                 )

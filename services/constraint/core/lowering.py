@@ -21,6 +21,7 @@ import numpy as np
 
 from services.constraint.core import left_recursion
 from services.constraint.core.compiled_grammar import CompiledGrammar
+from services.constraint.core.compiling import compiled
 from services.constraint.core.grammar import (
     Alternation,
     Automaton,
@@ -33,7 +34,7 @@ from services.constraint.core.grammar import (
     Repeat,
     Sequence,
 )
-from services.constraint.core.tables import UNREACHABLE, Int32s, Tables, compiled
+from services.constraint.core.tables import UNREACHABLE, Int32s, Tables, Uint8s
 from services.rpckit.status import GrammarSyntax, GrammarTooLarge, UnsatisfiableGrammar
 
 # Repetitions of at most this many states are written out: plain states are cheaper to walk than counts.
@@ -275,7 +276,7 @@ def _weight(expression: Expression) -> int:
 
 
 def _nullable_rules(network: Network) -> list[bool]:
-    """Return for each rule whether it matches the empty text (least fixed point over epsilons and calls of nullable rules)."""
+    """Return for each rule whether it matches the empty text: the least fixed point over epsilons and calls."""
     nullable = [False] * len(network.rule_start)
     epsilons: dict[int, list[int]] = {}
     for source, target in network.epsilons:
@@ -361,17 +362,62 @@ def _flatten(network: Network, order: list[int], start: int, *, accepts_empty: b
     boundaries[0] = False
     byte_class = np.cumsum(boundaries[:256]).astype(np.uint8)
 
+    unknown = np.full(num_states, UNREACHABLE, np.int32)
     tables = Tables(
-        edge_start, edge_low, edge_high, edge_target, epsilon_start, epsilon_target,
-        call_start, call_rule, call_return, np.zeros(len(call_rule), np.uint8),
-        np.array([network.rule_start[rule] for rule in order], np.int32),
-        is_accepting, count_minimum, count_maximum,
-        np.full(num_states, UNREACHABLE, np.int32), np.full(num_states, UNREACHABLE, np.int32), np.full(num_states, UNREACHABLE, np.int32),
-        byte_class,
-    )  # fmt: skip
+        edge_start=edge_start,
+        edge_low=edge_low,
+        edge_high=edge_high,
+        edge_target=edge_target,
+        epsilon_start=epsilon_start,
+        epsilon_target=epsilon_target,
+        call_start=call_start,
+        call_rule=call_rule,
+        call_return=call_return,
+        call_is_tail=np.zeros(len(call_rule), np.uint8),
+        rule_start=np.array([network.rule_start[rule] for rule in order], np.int32),
+        is_accepting=is_accepting,
+        count_minimum=count_minimum,
+        count_maximum=count_maximum,
+        distance=unknown,
+        byte_distance=unknown.copy(),
+        body_distance=unknown.copy(),
+        byte_class=byte_class,
+    )
+    return _finished(tables, new_number[start], accepts_empty=accepts_empty)
+
+
+def restrict(compiled: CompiledGrammar, usable_bytes: Uint8s) -> CompiledGrammar:
+    """Return the grammar of the texts that can be written with these bytes only: `usable_bytes` (256,) is 1 for each.
+
+    A vocabulary may lack bytes (SmolLM2's has no token for 0xF1, with which rare characters begin). What needs them has
+    no way to the end then.
+
+    Raises:
+        UnsatisfiableGrammar: no text is left.
+    """
+    g = compiled.tables
+    usable_before = np.zeros(257, np.int32)
+    np.cumsum(usable_bytes, out=usable_before[1:])
+    keep_edge = usable_before[g.edge_high.astype(np.int32) + 1] > usable_before[g.edge_low]
+    if keep_edge.all():
+        return compiled
+    unknown = np.full(len(g.distance), UNREACHABLE, np.int32)
+    tables = g._replace(
+        edge_start=_kept_rows(g.edge_start, keep_edge),
+        edge_low=g.edge_low[keep_edge],
+        edge_high=g.edge_high[keep_edge],
+        edge_target=g.edge_target[keep_edge],
+        call_is_tail=np.zeros_like(g.call_is_tail),
+        distance=unknown,
+        byte_distance=unknown.copy(),
+        body_distance=unknown.copy(),
+    )
+    return _finished(tables, compiled.start_rule, accepts_empty=compiled.accepts_empty)
+
+
+def _finished(tables: Tables, start_rule: int, *, accepts_empty: bool) -> CompiledGrammar:
     _measure(tables)
     tables = _prune(tables)
-    start_rule = new_number[start]
     min_bytes = 0 if accepts_empty else int(tables.distance[tables.rule_start[start_rule]])
     if min_bytes >= UNREACHABLE:
         raise UnsatisfiableGrammar(
@@ -392,6 +438,8 @@ def _measure(g: Tables) -> None:
             best = np.int64(UNREACHABLE)
             if g.count_minimum[state] >= 0:
                 call = g.call_start[state]
+                if call == g.call_start[state + 1]:
+                    continue  # its body was cut off
                 body = np.int64(g.distance[g.rule_start[g.call_rule[call]]])
                 g.body_distance[state] = body
                 best = min(best, body * g.count_minimum[state])

@@ -20,9 +20,10 @@ import numpy.typing as npt
 from services.constraint.core import kernel
 from services.constraint.core.compiled_grammar import CompiledGrammar
 from services.constraint.core.configuration import Configurations
+from services.constraint.core.lowering import restrict
 from services.constraint.core.tables import DEAD
 from services.constraint.core.trie import TokenTrie
-from services.rpckit.status import LeaseExpired, TokenRejected, UnsatisfiableGrammar
+from services.rpckit.status import LeaseExpired, TokenRejected
 from services.vocabulary import bitmask_words
 
 TERMINATED: Final = -1
@@ -76,10 +77,11 @@ class Matcher:
         """Intern the start state.
 
         Raises:
-            UnsatisfiableGrammar: the vocabulary cannot spell a complete text.
+            UnsatisfiableGrammar: the vocabulary lacks bytes that every text needs.
             OutOfFuel: the start alone is beyond the limits.
         """
         limits = limits or MatcherLimits()
+        compiled = restrict(compiled, trie.usable_bytes)
         self.epoch: int = secrets.randbits(
             64
         )  # tells the states of this matcher from those of an earlier one of the same grammar
@@ -248,13 +250,10 @@ class Matcher:
             token_id = self._forced_token(at)
             if token_id is None:
                 num_bytes = self._configurations.call(
-                    kernel.shortest_bytes, at, self._window[: self._trie.max_token_bytes]
+                    kernel.shortest_bytes, at, self._trie.usable_bytes, self._window[: self._trie.max_token_bytes]
                 )
                 found = self._trie.longest_prefix(self._window[:num_bytes])
-                if found is None:
-                    raise UnsatisfiableGrammar(
-                        "the vocabulary has no tokens that spell a text of this grammar", byte=int(self._window[0])
-                    )
+                assert found is not None  # each usable byte has a token of its own
                 token_id = found[0]
             chain.append((at, token_id))
             at = self._advance(at, token_id)

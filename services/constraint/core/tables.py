@@ -6,15 +6,17 @@ A grammar's tables, the store of its configurations, work space, and a vocabular
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, TypeVar, cast
+from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
 Uint8s = npt.NDArray[np.uint8]
+
+# Scalars in kernels are int64 throughout: a kernel is compiled once more for each other type that it is called with.
+i64 = cast(Callable[[Any], int], np.int64)
 
 UNKNOWN: Final = -1
 DEAD: Final = 0
@@ -121,11 +123,3 @@ class TrieArrays(NamedTuple):
     end: Int32s  # (N,) the first node behind the subtree
     token_start: Int32s  # (N + 1,) tokens that end at the node: token_id[token_start[i]:token_start[i + 1]]
     token_id: Int32s  # (T,)
-
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def compiled(function: F) -> F:
-    """Compile with Numba, without the GIL, kept on disk between runs."""
-    return cast(F, njit(nogil=True, cache=True)(function))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from services.constraint.core.tables import Int32s, Int64s, TrieArrays, Uint8s, compiled
+from services.constraint.core.compiling import compiled
+from services.constraint.core.tables import Int32s, Int64s, TrieArrays, Uint8s
 from services.vocabulary import Vocabulary
 
 
@@ -26,6 +27,9 @@ class TokenTrie:
         byte, depth, end, token_start = _build(text, offsets)
         self.arrays = TrieArrays(byte, depth, end, token_start, token_id)
         self.max_token_bytes = int(lengths.max(initial=0))
+        # A byte that has no token of its own cannot be relied on to go on with, even where a longer token has it.
+        self.usable_bytes = np.zeros(256, np.uint8)
+        self.usable_bytes[[token[0] for token, _ in tokens if len(token) == 1]] = 1
 
     def longest_prefix(self, text: Uint8s) -> tuple[int, int] | None:
         """Return (token id, length) of the longest token that `text` begins with, or None."""
@@ -33,7 +37,7 @@ class TokenTrie:
         return (int(self.arrays.token_id[self.arrays.token_start[node]]), int(length)) if length else None
 
     def reaches_past(self, text: Uint8s, num_starts: int) -> bool:
-        """Tell whether a token that starts at one of the first `num_starts` bytes of `text` may go on behind its end."""
+        """Tell whether a token that starts in the first `num_starts` bytes of `text` may go on behind its end."""
         return bool(_reaches_past(self.arrays, text, num_starts))
 
 
