@@ -21,6 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.cli.child import Child, ending
 from gateway.cli.logs import LogPrinter, plain
+from services.rpckit.settings import check_address
 
 # Seconds between restarts of a service that keeps dying; the first is at once, and an hour of health starts over.
 _RESTART_DELAYS_S: Final = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -257,6 +258,10 @@ def _check_free(name: str, address: str) -> None:
     Raises:
         StackError: names the address and the flag.
     """
+    try:
+        check_address(address)
+    except ValueError as error:
+        raise StackError(f"the {name}'s address {address}: {error}") from None
     hint = f"stop what listens there, or choose another by --{name}-address"
     if address.startswith("unix:"):
         path = Path(address.removeprefix("unix:"))
@@ -269,8 +274,8 @@ def _check_free(name: str, address: str) -> None:
     host = host.strip("[]")
     try:
         family, _, _, _, target = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
-    except (OSError, ValueError):
-        raise StackError(f"the {name}'s address {address} is not host:port or unix:/path") from None
+    except OSError as error:
+        raise StackError(f"the {name}'s address {address}: the host is not known ({error.strerror})") from None
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -43,7 +43,12 @@ SHARED_NAMES = frozenset(
 BAD_SETTINGS_EXIT_CODE = 2
 
 
-def _check_address(value: str) -> str:
+def check_address(value: str) -> str:
+    """Return the address as it is.
+
+    Raises:
+        ValueError: it is none; says what is.
+    """
     if value.startswith("unix:"):
         # 107 bytes is what the kernel's sockaddr_un holds.
         if not value.removeprefix("unix:"):
@@ -57,7 +62,7 @@ def _check_address(value: str) -> str:
     return value
 
 
-Address = Annotated[str, AfterValidator(_check_address)]
+Address = Annotated[str, AfterValidator(check_address)]
 """Where a server listens or is found: `host:port`, `[ipv6]:port` or `unix:/path`."""
 
 

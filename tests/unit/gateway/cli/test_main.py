@@ -1,0 +1,68 @@
+"""The command line itself: what it refuses, with which words and exit codes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[4]
+
+
+def _espalier(*argv: str, stdin: str = "", cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("ESPALIER_")}
+    environment |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}", "COLUMNS": "200"}
+    return subprocess.run(
+        [sys.executable, "-m", "gateway.cli.main", *argv],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment,
+        cwd=cwd,
+        check=False,
+    )
+
+
+def test_help_lists_the_commands() -> None:
+    out = _espalier("--help").stdout
+    assert all(name in out for name in ("up", "generate", "check", "grammars", "demo", "model"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "says"),
+    [
+        (["generate"], 2, "exactly one of --prompt and --chat"),
+        (["generate", "--prompt", "a", "--chat", "b"], 2, "exactly one"),
+        (["generate", "--prompt", "a", "--system", "b"], 2, "--system goes with --chat"),
+        (["generate", "--prompt", "a", "--regex", "b", "--choice", "c"], 2, "at most one of"),
+        (["generate", "--prompt", "a", "--schema", "/nowhere.json"], 2, "cannot read /nowhere.json: No such file"),
+        (["generate", "--prompt", "a", "--grammar", "./nowhere"], 2, "cannot read nowhere: No such file"),
+        (["generate", "--prompt", "a", "--max-tokens", "-1"], 2, "out of range"),
+        (["generate", "--prompt", "a", "--seed", "-1"], 2, "out of range"),
+        (["generate", "--prompt", "a", "--gateway-address", "127.0.0.1:9"], 4, "UNAVAILABLE"),
+        (["check", "--gateway-address", "127.0.0.1:9"], 2, "give one of"),
+        (["check", "--regex", "a", "--gateway-address", "127.0.0.1:9"], 4, "UNAVAILABLE"),
+        (["grammars", "--constraint-address", "127.0.0.1:9"], 4, "UNAVAILABLE"),
+        (["up", "--log-format", "xml"], 2, "xml"),
+    ],
+)
+def test_refusals(argv: list[str], code: int, says: str) -> None:
+    done = _espalier(*argv)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert says in done.stderr
+
+
+def test_up_without_a_model_says_how_to_get_one(tmp_path: Path) -> None:
+    done = _espalier("up", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "espalier model fetch" in done.stderr
+
+
+def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "schema.json"
+    path.write_bytes(b'{"a": "\xff"}')
+    done = _espalier("generate", "--prompt", "a", "--schema", str(path))
+    assert done.returncode == 2
+    assert "is not UTF-8" in done.stderr
