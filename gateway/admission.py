@@ -1,0 +1,47 @@
+"""Who may run now, who waits, who is refused."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from gateway import metrics
+from services.rpckit.status import OutOfCapacity
+
+
+class Admission:
+    """A bound on generations at the same time, and on those that wait. Turns come in order of arrival."""
+
+    def __init__(self, max_running: int, max_queued: int) -> None:
+        self._max_running = max_running
+        self._max_queued = max_queued
+        self._turns = asyncio.Semaphore(max_running)
+        self._num_queued = 0
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Wait for a turn and hold it.
+
+        Raises:
+            OutOfCapacity: too many wait already.
+        """
+        if self._turns.locked() and self._num_queued >= self._max_queued:
+            raise OutOfCapacity(
+                f"{self._max_running} generations run and {self._num_queued} wait, which is all this gateway takes: "
+                "try again later",
+                retry_after_s=1.0,
+                max_running=self._max_running,
+                max_queued=self._max_queued,
+            )
+        self._num_queued += 1
+        try:
+            with metrics.QUEUED.track_inprogress():
+                await self._turns.acquire()
+        finally:
+            self._num_queued -= 1
+        try:
+            with metrics.RUNNING.track_inprogress():
+                yield
+        finally:
+            self._turns.release()

@@ -1,0 +1,1 @@
+"""Thin clients of the two inner services; protobuf ends here."""

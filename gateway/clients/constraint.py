@@ -1,0 +1,195 @@
+"""Client of the constraint service."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Final, Literal
+
+import grpc.aio
+import numpy as np
+from espalier.v1 import constraint_pb2 as pb
+from espalier.v1 import constraint_pb2_grpc, types_pb2
+
+from gateway.clients.peer import Metadata, PairedStream, Peer, converted
+from gateway.decode.interfaces import (
+    Compiled,
+    CompileOptions,
+    Constraint,
+    Guidance,
+    KeywordReport,
+    MatcherState,
+    Violation,
+)
+from services.rpckit.rich_status import from_item_status
+from services.rpckit.status import InvalidRequest, ServiceError
+
+_WHITESPACE: Final = {
+    "bounded": types_pb2.WHITESPACE_BOUNDED,
+    "compact": types_pb2.WHITESPACE_COMPACT,
+    "spaced": types_pb2.WHITESPACE_SPACED,
+}
+_FORCING: Final = {"canonical": types_pb2.FORCING_CANONICAL, "off": types_pb2.FORCING_OFF}
+_ENFORCEMENT: Final[dict[int, Literal["masked", "checked", "annotation"]]] = {
+    types_pb2.ENFORCEMENT_MASKED: "masked",
+    types_pb2.ENFORCEMENT_CHECKED: "checked",
+    types_pb2.ENFORCEMENT_ANNOTATION: "annotation",
+}
+
+
+class ConstraintClient:
+    """Calls the constraint service at one address."""
+
+    def __init__(self, address: str, *, advance_timeout_s: float) -> None:
+        self.peer = Peer("constraint", address)
+        self.advance_timeout_s = advance_timeout_s
+        self.stub = constraint_pb2_grpc.ConstraintServiceStub(self.peer.channel)
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self.peer.close()
+
+    def open(self, *, vocabulary_digest: str, deadline: float, metadata: Metadata) -> ConstraintCalls:
+        """Make the calls of one generation, which end at `deadline` (of `time.monotonic`)."""
+        return ConstraintCalls(self, vocabulary_digest, deadline, metadata)
+
+    async def agree(self, vocabulary_digest: str, *, timeout_s: float) -> None:
+        """Return when the service has the vocabulary of this digest.
+
+        Raises:
+            NotReady, DeadlineExceeded: it is away.
+            VocabularyMismatch: it has another one.
+        """
+        calls = self.open(vocabulary_digest=vocabulary_digest, deadline=time.monotonic() + timeout_s, metadata=())
+        await calls.compile(Constraint("choices", choices=("a",)), CompileOptions())
+
+
+class ConstraintCalls:
+    """The `ConstraintStream` of one generation over gRPC."""
+
+    def __init__(self, client: ConstraintClient, vocabulary_digest: str, deadline: float, metadata: Metadata) -> None:
+        self._client = client
+        self._vocabulary_digest = vocabulary_digest
+        self._deadline = deadline
+        self._metadata = metadata
+        self._stream: PairedStream[pb.StreamAdvanceResponse] = PairedStream(
+            client.peer,
+            lambda requests: client.stub.StreamAdvance(requests, timeout=self._left_s(), metadata=metadata),
+            response_timeout_s=client.advance_timeout_s,
+        )
+
+    async def compile(self, constraint: Constraint, options: CompileOptions) -> Compiled:
+        """Compile a constraint, or find it compiled."""
+        request = pb.CompileRequest(
+            constraint=_constraint(constraint), options=_options(options), vocabulary_digest=self._vocabulary_digest
+        )
+        try:
+            response = await self._client.stub.Compile(request, timeout=self._left_s(), metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            raise self._blame(error) from None
+        return Compiled(
+            grammar_id=response.grammar_id,
+            start=_guidance(response.start),
+            keywords=tuple(map(_keyword, response.keywords)),
+            compile_us=response.compile_us,
+        )
+
+    def advance(
+        self, grammar_id: str, state: MatcherState | None, token_ids: Sequence[int]
+    ) -> asyncio.Future[Guidance]:
+        """Take tokens from a state, or from the start, without waiting."""
+        item = pb.AdvanceItem(grammar_id=grammar_id, token_ids=token_ids)
+        if state is not None:
+            item.state.epoch = state.epoch
+            item.state.configuration_id = state.configuration_id
+            item.state.is_terminated = state.is_terminated
+        sent = self._stream.send(lambda request_id: pb.StreamAdvanceRequest(request_id=request_id, items=[item]))
+        return converted(sent, _advanced)
+
+    async def validate(self, constraint: Constraint, options: CompileOptions, text: bytes) -> Sequence[Violation]:
+        """Judge a finished text by the independent validator; nothing means that it is valid."""
+        request = pb.ValidateRequest(constraint=_constraint(constraint), options=_options(options), text=text)
+        try:
+            response = await self._client.stub.Validate(request, timeout=self._left_s(), metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            raise self._blame(error) from None
+        if response.is_valid:
+            return ()
+        return [Violation(violation.schema_pointer) for violation in response.violations] or [Violation("")]
+
+    async def close(self) -> None:
+        """End the stream."""
+        await self._stream.close()
+
+    def _left_s(self) -> float:
+        return max(self._deadline - time.monotonic(), 0)
+
+    def _blame(self, error: grpc.aio.AioRpcError) -> ServiceError:
+        said = self._client.peer.translate(error)
+        if isinstance(said, InvalidRequest) and said.field is not None and not said.field.startswith("generation."):
+            # The caller wrote these fields in another message.
+            name = (
+                said.field.replace("options", "compile_options", 1) if said.field.startswith("options") else said.field
+            )
+            said.field = f"generation.{name}"
+        return said
+
+
+def _constraint(constraint: Constraint) -> types_pb2.Constraint:
+    match constraint.kind:
+        case "json_schema":
+            return types_pb2.Constraint(json_schema=constraint.text)
+        case "lark":
+            return types_pb2.Constraint(lark=constraint.text)
+        case "regex":
+            return types_pb2.Constraint(regex=constraint.text)
+        case "grammar_name":
+            return types_pb2.Constraint(grammar_name=constraint.text)
+        case "choices":
+            return types_pb2.Constraint(choices=types_pb2.Choices(values=constraint.choices))
+
+
+def _options(options: CompileOptions) -> types_pb2.CompileOptions:
+    return types_pb2.CompileOptions(whitespace=_WHITESPACE[options.whitespace], forcing=_FORCING[options.forcing])
+
+
+def _advanced(response: pb.StreamAdvanceResponse) -> Guidance:
+    if len(response.results) != 1:
+        raise ServiceError(f"the constraint service answered one move with {len(response.results)} results")
+    result = response.results[0]
+    if result.HasField("error"):
+        raise from_item_status(result.error)
+    return _guidance(result.guidance)
+
+
+def _guidance(message: pb.Guidance) -> Guidance:
+    return Guidance(
+        state=_state(message.state),
+        forced_token_ids=tuple(message.forced_token_ids),
+        after_forced=_state(message.after_forced),
+        bitmask=np.frombuffer(message.bitmask, "<i4"),
+        num_allowed=message.num_allowed,
+        is_accepting=message.is_accepting,
+        witness_num_tokens=message.witness_num_tokens,
+        witness_token_id=message.witness_token_id if message.HasField("witness_token_id") else None,
+        mask_us=message.mask_us,
+    )
+
+
+def _state(message: pb.MatcherState) -> MatcherState:
+    return MatcherState(message.epoch, message.configuration_id, message.is_terminated)
+
+
+def _keyword(message: types_pb2.KeywordReport) -> KeywordReport:
+    if message.enforcement not in _ENFORCEMENT:
+        raise ServiceError(
+            f"the constraint service honours `{message.pointer}` in a way ({message.enforcement}) that this gateway "
+            "does not know: run the same version of both"
+        )
+    return KeywordReport(
+        pointer=message.pointer,
+        keyword=message.keyword,
+        enforcement=_ENFORCEMENT[message.enforcement],
+        note=message.note,
+    )

@@ -1,0 +1,188 @@
+"""A service that the gateway calls: its channel, its name in errors, and streams of paired requests and responses."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+import grpc
+import grpc.aio
+
+from services.rpckit.rich_status import from_rpc_error
+from services.rpckit.server import CHANNEL_OPTIONS
+from services.rpckit.status import DeadlineExceeded, NotReady, ServiceError
+
+Metadata = tuple[tuple[str, str], ...]
+
+
+class Peer:
+    """One service at one address. The channel connects when it is first used, and again after a break."""
+
+    def __init__(self, name: str, address: str) -> None:
+        """`name` is what errors call the service, for example `model-worker`."""
+        self.name = name
+        self.address = address
+        self.channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+
+    async def close(self) -> None:
+        """End all calls and disconnect."""
+        await self.channel.close()
+
+    async def connect(self, timeout_s: float) -> None:
+        """Return when connected.
+
+        After a break, gRPC waits up to a second before it tries again and fails calls meanwhile, even when the
+        service is back: a request should rather wait that long.
+
+        Raises:
+            NotReady: not within `timeout_s`.
+        """
+        until = time.monotonic() + timeout_s
+        while (state := self.channel.get_state(try_to_connect=True)) is not grpc.ChannelConnectivity.READY:
+            left = until - time.monotonic()
+            try:
+                await asyncio.wait_for(self.channel.wait_for_state_change(state), max(left, 0))
+            except TimeoutError:
+                raise self.away("cannot be reached") from None
+
+    def away(self, what: str) -> NotReady:
+        """Return the error of a service that is not there."""
+        return NotReady(
+            f"the {self.name} service at {self.address} {what}; try again, or see whether it runs",
+            service=self.name,
+            address=self.address,
+        )
+
+    def translate(self, error: grpc.aio.AioRpcError) -> ServiceError:
+        """Return what the service said, naming it where it could not answer."""
+        said = from_rpc_error(error)
+        if isinstance(said, NotReady):
+            if "service" in said.metadata:
+                return self.away(f"is not ready ({said.message})")
+            return self.away(f"does not answer ({said.message})")
+        if isinstance(said, DeadlineExceeded) and not said.metadata:
+            return self.late()
+        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            return ServiceError(f"what listens at {self.address} is no {self.name} service: {said.message}")
+        return said
+
+    def late(self) -> DeadlineExceeded:
+        """Return the error of an answer that did not come in time."""
+        return DeadlineExceeded(
+            f"the {self.name} service at {self.address} did not answer in time", service=self.name, address=self.address
+        )
+
+
+class _Paired(Protocol):
+    @property
+    def request_id(self) -> int: ...
+
+
+Response = TypeVar("Response", bound=_Paired)
+
+
+class PairedStream(Generic[Response]):
+    """One bidirectional stream whose responses name their request.
+
+    Opened by the first request. When the stream breaks, every request in flight fails with the reason, and so does
+    every later one.
+    """
+
+    def __init__(
+        self, peer: Peer, open_call: Callable[[AsyncIterator[Any]], Any], *, response_timeout_s: float
+    ) -> None:
+        """Allow a response `response_timeout_s`; the deadline of the whole stream is `open_call`'s matter."""
+        self._peer = peer
+        self._open_call = open_call
+        self._response_timeout_s = response_timeout_s
+        self._outgoing: asyncio.Queue[Any] = asyncio.Queue()
+        self._waiting: dict[int, tuple[asyncio.Future[Response], asyncio.TimerHandle]] = {}
+        self._next_id = 1
+        self._call: Any = None
+        self._reader: asyncio.Task[None] | None = None
+        self._broken: ServiceError | None = None
+
+    def send(self, make_request: Callable[[int], Any]) -> asyncio.Future[Response]:
+        """Send what `make_request(request_id)` makes; the future has the response."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Response] = loop.create_future()
+        if self._broken is not None:
+            future.set_exception(self._broken)
+            return future
+        if self._reader is None:
+            self._call = self._open_call(self._requests())
+            self._reader = loop.create_task(self._read())
+        request_id, self._next_id = self._next_id, self._next_id + 1
+        timer = loop.call_later(self._response_timeout_s, self._give_up, request_id)
+        self._waiting[request_id] = future, timer
+        self._outgoing.put_nowait(make_request(request_id))
+        return future
+
+    async def close(self) -> None:
+        """End the stream; what is in flight fails."""
+        if self._reader is None:
+            return
+        self._call.cancel()
+        self._reader.cancel()
+        await asyncio.gather(self._reader, return_exceptions=True)
+
+    async def _requests(self) -> AsyncIterator[Any]:
+        while True:
+            yield await self._outgoing.get()
+
+    async def _read(self) -> None:
+        broken: ServiceError = self._peer.away("closed the stream")
+        try:
+            async for response in self._call:
+                future, timer = self._waiting.pop(response.request_id, (None, None))
+                if future is None or timer is None:
+                    continue  # given up meanwhile
+                timer.cancel()
+                if not future.done():
+                    future.set_result(response)
+        except grpc.aio.AioRpcError as error:
+            broken = self._peer.translate(error)
+        finally:
+            self._broken = broken
+            for future, timer in self._waiting.values():
+                timer.cancel()
+                _fail(future, broken)
+            self._waiting.clear()
+
+    def _give_up(self, request_id: int) -> None:
+        future, _ = self._waiting.pop(request_id)
+        _fail(future, self._peer.late())
+
+
+Plain = TypeVar("Plain")
+
+
+def converted(source: asyncio.Future[Response], convert: Callable[[Response], Plain]) -> asyncio.Future[Plain]:
+    """Return a future of what `convert` makes of a response; what `convert` raises is its error."""
+    target: asyncio.Future[Plain] = source.get_loop().create_future()
+
+    def settle(done: asyncio.Future[Response]) -> None:
+        if target.done():
+            return
+        try:
+            target.set_result(convert(done.result()))
+        except Exception as error:
+            _fail(target, error)
+
+    source.add_done_callback(settle)
+    return target
+
+
+def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)
+        future.exception()  # seen: whoever gave up on it does not ask
+
+
+def outgoing_metadata(pairs: Sequence[tuple[str, str | bytes]]) -> Metadata:
+    """Return the W3C trace context among a call's metadata, as the calls made for it carry on."""
+    return tuple(
+        (key, value) for key, value in pairs if key in ("traceparent", "tracestate") and isinstance(value, str)
+    )

@@ -1,0 +1,94 @@
+"""Tokens written to text let out: whole characters, up to a stop text, with the count of tokens behind each piece."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from gateway.decode.detokenize import Detokenizer
+from gateway.decode.stop import StopMatcher
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """Text that follows what was let out before, and the tokens whose text it completes."""
+
+    text: str
+    num_tokens: int
+    num_forced_tokens: int
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A token whose text is not all out. `end` counts characters, known once its last byte is part of one."""
+
+    num_bytes_end: int
+    is_forced: bool
+    end: int | None = None
+
+
+class Output:
+    """The text of one generation, with what must still be held back."""
+
+    def __init__(self, stops: tuple[str, ...], *, is_strict: bool) -> None:
+        self._detokenizer = Detokenizer(is_strict=is_strict)
+        self._stop = StopMatcher(stops)
+        self._waiting: deque[_Waiting] = deque()
+        self._num_bytes = 0
+        self._num_characters = 0
+        self._pieces: list[str] = []
+        self._num_out = 0
+        self._fresh: list[str] = []
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a stop text was met."""
+        return self._stop.is_stopped
+
+    @property
+    def text(self) -> str:
+        """All that was taken as a delta."""
+        return "".join(self._pieces)
+
+    def push(self, token: bytes, *, is_forced: bool) -> None:
+        """Take the bytes of one more token.
+
+        Raises:
+            UnicodeDecodeError: strict, and the bytes are no UTF-8.
+        """
+        self._num_bytes += len(token)
+        self._waiting.append(_Waiting(self._num_bytes, is_forced))
+        text = self._detokenizer.push(token)
+        self._num_characters += len(text)
+        num_bytes_decoded = self._num_bytes - self._detokenizer.num_held_bytes
+        for waiting in self._waiting:
+            if waiting.end is None and waiting.num_bytes_end <= num_bytes_decoded:
+                waiting.end = self._num_characters
+        self._let_out(self._stop.push(text))
+
+    def take(self) -> Delta | None:
+        """Return what may go out now, None when there is nothing new."""
+        num_tokens = num_forced = 0
+        while self._waiting and self._waiting[0].end is not None and self._waiting[0].end <= self._num_out:
+            num_tokens += 1
+            num_forced += self._waiting.popleft().is_forced
+        text = "".join(self._fresh)
+        self._fresh.clear()
+        if not text and not num_tokens:
+            return None
+        self._pieces.append(text)
+        return Delta(text, num_tokens, num_forced)
+
+    def finish(self) -> Delta | None:
+        """Return what was held back and the tokens not told yet, those of a stop text among them."""
+        if not self.is_stopped:
+            self._let_out(self._stop.push(self._detokenizer.finish()))
+            self._let_out(self._stop.finish())
+        for waiting in self._waiting:
+            waiting.end = 0
+        return self.take()
+
+    def _let_out(self, text: str) -> None:
+        if text:
+            self._fresh.append(text)
+            self._num_out += len(text)

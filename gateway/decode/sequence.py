@@ -1,0 +1,114 @@
+"""The worker's side of one generation: the tokens it has, and the logits behind the last of them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from gateway.decode.interfaces import Logits, Step, StepReply, StepStream
+from services.rpckit.status import LeaseExpired, NotReady, ServiceError
+
+# A worker that loses a sequence again at once will not keep the next one either.
+_MAX_RESTARTS: Final = 1
+# How long the tail of a cancelled generation may take before its release is left to the lease.
+_LAST_REPLY_S: Final = 30.0
+
+
+class ModelSequence:
+    """Tokens sent to the worker as one sequence.
+
+    Steps are sent without waiting, several may be in flight; only the last one's logits count. A worker that no longer
+    knows the sequence (its lease ran out, it was evicted) gets all tokens again under another id, once.
+    """
+
+    def __init__(self, stream: StepStream, sequence_id: str) -> None:
+        self._stream = stream
+        self._base_id = sequence_id
+        self._ids = [sequence_id]
+        self._token_ids: list[int] = []
+        self._pending: list[asyncio.Future[StepReply]] = []
+        self._abandoned: list[asyncio.Future[StepReply]] = []
+        self._latest: StepReply | None = None
+        self._replied_at = 0.0
+        self.num_steps = 0
+        self.forward_us = 0
+
+    def append(self, token_ids: Sequence[int], *, keep: int | None = None) -> None:
+        """Send tokens in one step, after cutting the sequence to `keep` tokens where given."""
+        truncate_to = None
+        if keep is not None and keep < len(self._token_ids):
+            del self._token_ids[keep:]
+            truncate_to = keep
+        self._submit(token_ids, truncate_to)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens sent so far, the prompt's included."""
+        return len(self._token_ids)
+
+    @property
+    def replied_at(self) -> float | None:
+        """When (`time.perf_counter`) the reply to the last step came; None while it has not."""
+        return self._replied_at if all(future.done() for future in self._pending) else None
+
+    async def logits(self) -> Logits:
+        """Return the `(V,)` logits behind the last token sent; may be asked again.
+
+        Raises:
+            ServiceError: the earliest step that failed says how.
+        """
+        while True:
+            try:
+                return await self._settle()
+            except LeaseExpired as error:
+                if len(self._ids) > _MAX_RESTARTS:
+                    raise NotReady(
+                        f"the model worker lost the sequence more than once: {error.message}", service="model-worker"
+                    ) from error
+                self._ids.append(f"{self._base_id}-{len(self._ids)}")
+                everything, self._token_ids = self._token_ids, []
+                self._submit(everything, None)
+
+    async def close(self) -> None:
+        """Free the sequence at the worker."""
+        await self._stream.release(self._ids)
+        sent = self._abandoned + self._pending
+        unanswered = [future for future in sent if not future.done()]
+        if unanswered:
+            # A step that is still on its way could create the sequence after that release.
+            await asyncio.wait(unanswered, timeout=_LAST_REPLY_S)
+            await self._stream.release(self._ids)
+        for future in sent:
+            if future.done() and not future.cancelled():
+                future.exception()  # seen, so that asyncio does not report it
+
+    async def _settle(self) -> Logits:
+        pending, self._pending = self._pending, []
+        while pending:
+            future = pending[0]
+            try:
+                self._latest = await asyncio.shield(future)
+            except asyncio.CancelledError:
+                self._pending = pending
+                raise
+            except ServiceError:
+                # Later steps failed because this one did; their errors say less.
+                self._abandoned += pending
+                raise
+            self.forward_us += self._latest.forward_us
+            del pending[0]
+        assert self._latest is not None, "a step is submitted before its logits are asked for"
+        return self._latest.logits
+
+    def _submit(self, token_ids: Sequence[int], truncate_to: int | None) -> None:
+        step = Step(self._ids[-1], len(self._token_ids), tuple(token_ids), truncate_to)
+        self._token_ids.extend(token_ids)
+        self.num_steps += 1
+        future = self._stream.submit(step)
+        future.add_done_callback(self._note_reply)
+        self._pending.append(future)
+
+    def _note_reply(self, _: asyncio.Future[StepReply]) -> None:
+        self._replied_at = time.perf_counter()

@@ -1,0 +1,38 @@
+"""What the gateway counts; served on `--metrics-port` beside the metrics of `rpckit`."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+RUNNING = Gauge("espalier_gateway_generations_running", "Generations under way.")
+QUEUED = Gauge("espalier_gateway_generations_queued", "Generations that wait for their turn.")
+FINISHED = Counter(
+    "espalier_gateway_generations",
+    "Generations by how they ended: a finish reason, the reason of the error, or CANCELLED.",
+    ["outcome"],
+)
+TTFT_SECONDS = Histogram(
+    "espalier_gateway_ttft_seconds",
+    "Time from arrival to the first token.",
+    ["kind"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+)
+INTER_TOKEN_SECONDS = Histogram(
+    "espalier_gateway_inter_token_seconds",
+    "Time from one token to the next; forced ones come at once.",
+    ["kind"],
+    buckets=(1e-4, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
+)
+PROMPT_TOKENS = Counter("espalier_gateway_prompt_tokens", "Tokens of prompts.")
+COMPLETION_TOKENS = Counter("espalier_gateway_completion_tokens", "Tokens written, forced ones included.")
+FORCED_TOKENS = Counter("espalier_gateway_forced_tokens", "Tokens that a constraint forced.")
+STEPS = Counter("espalier_gateway_steps", "Steps asked of the model worker, prompts included.")
+MASK_WAIT_SECONDS = Histogram(
+    "espalier_gateway_mask_wait_seconds",
+    "Time per generation that the decode loop waited for masks while no forward pass was under way for it.",
+    buckets=(1e-4, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
+)
+BUDGET_ROLLBACKS = Counter(
+    "espalier_gateway_budget_rollbacks", "Tokens drawn in vain: behind them no complete text fitted into max_tokens."
+)
+VALIDATION_FAILURES = Counter(
+    "espalier_gateway_validation_failures", "Finished texts that the validator refused: bugs, each of them."
+)

@@ -1,0 +1,40 @@
+"""Settings of the gateway."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from services.rpckit.settings import Address, ServiceSettings
+
+
+class GatewaySettings(ServiceSettings):
+    """What the gateway can be told. Limits have a unit in their name; passing one is a documented error."""
+
+    service: ClassVar[str] = "gateway"
+
+    address: Address = Field("127.0.0.1:50060", description="Where to listen: host:port or unix:/path.")
+    worker_address: Address = Field("127.0.0.1:50061", description="The model worker.")
+    constraint_address: Address = Field("127.0.0.1:50062", description="The constraint service.")
+    startup_wait_s: float = Field(
+        60.0, ge=0, description="Starting waits so long for the other two; then it serves, and says what is missing."
+    )
+    connect_wait_s: float = Field(
+        2.0, ge=0, le=60, description="A request waits so long for a service that is away before it fails."
+    )
+    max_running: int = Field(16, ge=1, le=4096, description="Generations at the same time.")
+    max_queued: int = Field(64, ge=0, le=65536, description="Generations that wait for their turn; more are refused.")
+    max_request_s: float = Field(600.0, gt=0, description="Time of one generation, also where the caller allows more.")
+    max_step_s: float = Field(120.0, gt=0, description="Time of one step of the worker, a long prompt's included.")
+    max_advance_s: float = Field(30.0, gt=0, description="Time of one answer of the constraint service to a token.")
+    max_input_bytes: int = Field(16 << 20, ge=1, description="Largest prompt or conversation, before it is tokenized.")
+    forced_grace_ms: float = Field(
+        1.0,
+        ge=0,
+        le=100,
+        description="How long a drawn token waits for the tokens forced behind it, to share their step; 0: never.",
+    )
+    max_budget_draws: int = Field(
+        16, ge=1, le=1024, description="Draws that do not fit into max_tokens before the shortest completion is taken."
+    )
