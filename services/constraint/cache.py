@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import struct
 import time
-from dataclasses import asdict, dataclass
 from typing import Final, Protocol
 
 import redis.asyncio
@@ -17,52 +13,12 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from services.constraint import metrics
-from services.constraint.sources import KeywordReport
-
-FORMAT_VERSION: Final = 1
-"""Of the stored value; another version has other keys, so old entries are never read and expire."""
-
-_MAGIC: Final = b"ESPG"
-# Magic, format version, SHA-256 of what follows it, bytes of the report.
-_HEADER: Final = struct.Struct("<4sI32sI")
+from services.constraint.stored_grammar import FORMAT_VERSION, StoredGrammar
 
 # After a failure Redis is left alone for this long, so that a dead one costs one time-out, not one a request.
 _PAUSE_AFTER_FAILURE_S: Final = 1.0
 
 _log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class StoredGrammar:
-    """A compiled grammar as it is kept: the engine's own bytes, and the report that goes with it."""
-
-    compiled: bytes
-    keywords: tuple[KeywordReport, ...]
-
-    def to_bytes(self) -> bytes:
-        """Pack: header, report as JSON, engine's bytes."""
-        report = json.dumps([asdict(keyword) for keyword in self.keywords], ensure_ascii=False).encode()
-        body = report + self.compiled
-        checksum = hashlib.sha256(struct.pack("<I", len(report)) + body).digest()
-        return _HEADER.pack(_MAGIC, FORMAT_VERSION, checksum, len(report)) + body
-
-    @classmethod
-    def from_bytes(cls, value: bytes) -> StoredGrammar:
-        """Unpack.
-
-        Raises:
-            ValueError: not what `to_bytes` made.
-        """
-        if len(value) < _HEADER.size:
-            raise ValueError("too short")
-        magic, version, checksum, report_bytes = _HEADER.unpack_from(value)
-        body = value[_HEADER.size :]
-        if (magic, version) != (_MAGIC, FORMAT_VERSION) or report_bytes > len(body):
-            raise ValueError("another format")
-        if hashlib.sha256(struct.pack("<I", report_bytes) + body).digest() != checksum:
-            raise ValueError("checksum does not match")
-        report = json.loads(body[:report_bytes])
-        return cls(body[report_bytes:], tuple(KeywordReport(**keyword) for keyword in report))
 
 
 class GrammarStore(Protocol):

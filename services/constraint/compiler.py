@@ -11,14 +11,15 @@ from typing import Final, Literal, TypeVar
 
 import structlog
 
-from services.constraint import cache, metrics
-from services.constraint.cache import GrammarStore, StoredGrammar
+from services.constraint import metrics, stored_grammar
+from services.constraint.cache import GrammarStore
 from services.constraint.core import engine
 from services.constraint.core.engine import CompiledGrammar, CorruptGrammarError, Forcing, Matcher, TokenTrie
 from services.constraint.job_processes import JobCrashedError, JobProcesses, JobTimedOutError
 from services.constraint.leases import GrammarTable, Lease, digest_of
 from services.constraint.settings import ConstraintSettings
 from services.constraint.sources import ConstraintSource, SourceOptions
+from services.constraint.stored_grammar import StoredGrammar
 from services.rpckit.status import GrammarTooLarge
 
 CacheLevel = Literal["memory", "redis", "compiled"]
@@ -75,7 +76,7 @@ class GrammarCompiler:
                 forcing,
                 vocabulary_digest=self.vocabulary_digest,
                 engine_version=engine.FORMAT_VERSION,
-                format_version=cache.FORMAT_VERSION,
+                format_version=stored_grammar.FORMAT_VERSION,
             )
         )
         lease = self.table.find(grammar_id)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from services.constraint.cache import StoredGrammar
 from services.constraint.core.engine import compile_grammar
 from services.constraint.sources import ConstraintSource, SourceOptions, build
+from services.constraint.stored_grammar import StoredGrammar
 
 
 def compile_source(source: ConstraintSource, options: SourceOptions) -> StoredGrammar:

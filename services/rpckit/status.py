@@ -39,7 +39,7 @@ class ServiceError(Exception):
     def __init__(
         self, message: str, *, field: str | None = None, retry_after_s: float | None = None, **metadata: object
     ) -> None:
-        """`field` becomes a BadRequest violation, `retry_after_s` a RetryInfo, `metadata` (str() of each) the ErrorInfo's."""
+        """`field` becomes a BadRequest violation, `retry_after_s` a RetryInfo, `metadata` the ErrorInfo's, as str()."""
         super().__init__(message)
         self.message = message
         self.field = field

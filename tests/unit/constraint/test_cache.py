@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import redis
 
-from services.constraint.cache import FORMAT_VERSION, NoStore, RedisStore, StoredGrammar
+from services.constraint.cache import NoStore, RedisStore
 from services.constraint.sources import KeywordReport
+from services.constraint.stored_grammar import FORMAT_VERSION, StoredGrammar
 from tests.support.redis_server import RedisServer
 
 GRAMMAR = StoredGrammar(b"\x00compiled\xff", (KeywordReport("/properties/이름/type", "type", "masked", "note"),))
