@@ -1,0 +1,271 @@
+"""The engine: one thread that gathers the steps of all callers and runs them through the model together.
+
+`Engine.step` is the algorithm: forget what nobody waits for, start what can start, run one batch, answer what is finished.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from typing import Any
+
+import numpy as np
+import structlog
+
+from services.model_worker import metrics
+from services.model_worker.batching import Chunk, PendingStep, StepOutcome, plan_batch, startable
+from services.model_worker.kv_cache import KvCache
+from services.model_worker.model.transformer import Transformer
+from services.model_worker.runner import ModelRunner, RunnerInput
+from services.model_worker.sequence import Logits, SequenceTable, Step
+from services.rpckit.status import LeaseExpired, NotReady, OutOfCapacity, ServiceError
+
+_log = structlog.get_logger()
+
+_MIN_PREFILL_TOKENS = 16
+_IDLE_S = 1.0
+"""Longest sleep without work: how late an ended lease is noticed."""
+
+
+class Engine:
+    """Runs steps. `submit` and `release` may be called from any thread; everything else happens in the engine's own."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        cache: KvCache,
+        *,
+        context_length: int,
+        max_batch_tokens: int,
+        max_queued_steps: int,
+        max_sequences: int,
+        lease_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._runner = ModelRunner(model, cache)
+        self._cache = cache
+        self._vocab_size = model.config.vocab_size
+        self._max_batch_tokens = max_batch_tokens
+        self._max_queued_steps = max_queued_steps
+        self._clock = clock
+        self._sequences = SequenceTable(
+            cache,
+            vocab_size=model.config.vocab_size,
+            context_length=context_length,
+            max_sequences=max_sequences,
+            lease_s=lease_s,
+            clock=clock,
+        )
+        self._wake = threading.Condition()
+        self._arrived: list[PendingStep] = []
+        self._releases: list[tuple[tuple[str, ...], Future[int]]] = []
+        self._is_stopping = False
+        self._waiting: list[PendingStep] = []
+        self._running: list[PendingStep] = []
+        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Start the engine's thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after the batch that runs now; steps that are left are answered with NotReady."""
+        with self._wake:
+            self._is_stopping = True
+            self._wake.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def submit(self, steps: Sequence[Step]) -> list[Future[StepOutcome]]:
+        """Queue steps; those of one sequence are applied in the order of submission.
+
+        A future has the outcome, or a ServiceError. Cancelling it drops the step and leaves the sequence as it was,
+        unless the step was finished already.
+        """
+        pending = [PendingStep(step, self._clock()) for step in steps]
+        with self._wake:
+            num_queued = len(self._waiting) + len(self._arrived)
+            is_full = num_queued + len(pending) > self._max_queued_steps
+            if not self._is_stopping and not is_full:
+                self._arrived.extend(pending)
+                self._wake.notify()
+                return [item.future for item in pending]
+        for item in pending:
+            item.future.set_exception(
+                NotReady("the worker is stopping; try another or again", service="worker")
+                if self._is_stopping
+                else OutOfCapacity(
+                    f"{num_queued} steps are queued, at most {self._max_queued_steps} may be; try again",
+                    retry_after_s=1.0,
+                    max_queued_steps=self._max_queued_steps,
+                )
+            )
+        return [item.future for item in pending]
+
+    def release(self, sequence_ids: Sequence[str]) -> Future[int]:
+        """Free sequences and drop their steps; the future has the number of ids that were known."""
+        future: Future[int] = Future()
+        with self._wake:
+            if self._is_stopping:
+                future.set_result(0)
+            else:
+                self._releases.append((tuple(sequence_ids), future))
+                self._wake.notify()
+        return future
+
+    def _loop(self) -> None:
+        while True:
+            with self._wake:
+                if not (self._arrived or self._releases or self._waiting or self._running or self._is_stopping):
+                    self._wake.wait(_IDLE_S)
+                if self._is_stopping:
+                    break
+            self.step()
+        for _, future in self._releases:
+            future.set_result(0)
+        for pending in [*self._running, *self._waiting, *self._arrived]:
+            self._fail(pending, NotReady("the worker is stopping; try another or again", service="worker"))
+
+    def step(self) -> None:
+        """Do one round: everything up to and with one forward pass."""
+        self._take_arrivals()
+        self._drop_cancelled()
+        self._expire()
+        self._start_steps()
+        chunks = plan_batch(self._running, self._max_batch_tokens, _MIN_PREFILL_TOKENS)
+        if chunks:
+            self._run(chunks)
+        metrics.OPEN_SEQUENCES.set(len(self._sequences))
+        metrics.KV_BLOCKS_USED.set(self._cache.num_blocks - self._cache.num_free_blocks)
+
+    def _take_arrivals(self) -> None:
+        with self._wake:
+            arrived, self._arrived = self._arrived, []
+            releases, self._releases = self._releases, []
+            self._waiting.extend(arrived)
+        for sequence_ids, future in releases:
+            _set_result(future, sum(self._release(sequence_id) for sequence_id in dict.fromkeys(sequence_ids)))
+
+    def _release(self, sequence_id: str) -> bool:
+        is_known = False
+        for pending in [*self._running, *self._waiting]:
+            if pending.step.sequence_id == sequence_id:
+                is_known = is_known or pending.transaction is not None
+                self._fail(pending, LeaseExpired(f"the sequence {sequence_id!r} was released", sequence_id=sequence_id))
+        return self._sequences.release(sequence_id) or is_known
+
+    def _drop_cancelled(self) -> None:
+        for pending in [*self._running, *self._waiting]:
+            if pending.future.cancelled():
+                self._forget(pending)
+                metrics.STEPS.labels("CANCELLED").inc()
+
+    def _expire(self) -> None:
+        in_use = {name for pending in [*self._running, *self._waiting] for name in pending.names}
+        for sequence_id in self._sequences.expire(in_use):
+            _log.info("a lease has ended", sequence_id=sequence_id)
+            metrics.LEASES_EXPIRED.inc()
+
+    def _start_steps(self) -> None:
+        for pending in startable(self._waiting, self._running):
+            try:
+                answer = self._sequences.answer_retry(pending.step)
+                if answer is not None:
+                    self._answer(pending, *answer)
+                    continue
+                pending.transaction = self._sequences.begin(pending.step)
+            except ServiceError as error:
+                self._fail(pending, error)
+                continue
+            self._waiting.remove(pending)
+            self._running.append(pending)
+            if not pending.step.token_ids:  # a fork that appends nothing
+                self._finish(pending)
+
+    def _run(self, chunks: Sequence[Chunk]) -> None:
+        started = self._clock()
+        for chunk in chunks:
+            if chunk.pending.started_s is None:
+                chunk.pending.started_s = started
+                metrics.QUEUE_SECONDS.observe(started - chunk.pending.arrived_s)
+        try:
+            results = self._runner.forward([_runner_input(chunk) for chunk in chunks])
+        except Exception as error:
+            _log.error("a forward pass failed", num_steps=len(chunks), exc_info=error)
+            for chunk in chunks:
+                self._fail(chunk.pending, ServiceError("the forward pass failed, a bug of the worker: see its log"))
+            return
+        seconds = self._clock() - started
+        metrics.FORWARD_SECONDS.observe(seconds)
+        metrics.TOKENS.inc(sum(chunk.num_tokens for chunk in chunks))
+        for chunk, rows in zip(chunks, results, strict=True):
+            pending = chunk.pending
+            pending.forward_s += seconds
+            pending.num_done += chunk.num_tokens
+            if len(rows):
+                pending.rows.append(rows)
+            if pending.num_left == 0:
+                self._finish(pending)
+
+    def _finish(self, pending: PendingStep) -> None:
+        """Commit a step whose tokens have all been through the model, and answer it."""
+        assert pending.transaction is not None
+        rows = pending.rows or [np.empty((0, self._vocab_size), dtype=np.float32)]
+        logits = rows[0] if len(rows) == 1 else np.concatenate(rows)
+        # A copy, so that one kept row does not keep a whole batch's logits in memory.
+        last_logits = logits[-1:].copy() if len(logits) else None
+        position = self._sequences.commit(pending.transaction, last_logits)
+        pending.transaction = None
+        self._answer(pending, position, logits)
+
+    def _answer(self, pending: PendingStep, position: int, logits: Logits) -> None:
+        started = self._clock() if pending.started_s is None else pending.started_s
+        self._forget(pending)
+        metrics.STEPS.labels("OK").inc()
+        _set_result(
+            pending.future,
+            StepOutcome(position, logits, queue_s=started - pending.arrived_s, forward_s=pending.forward_s),
+        )
+
+    def _fail(self, pending: PendingStep, error: ServiceError) -> None:
+        self._forget(pending)
+        metrics.STEPS.labels(error.reason).inc()
+        try:
+            pending.future.set_exception(error)
+        except InvalidStateError:  # the caller has gone in this moment
+            return
+
+    def _forget(self, pending: PendingStep) -> None:
+        """Take a step out of the lists; where it had begun and was not committed, its sequence is as before."""
+        if pending.transaction is not None:
+            pending.transaction.finish(is_applied=False)
+            pending.transaction = None
+        for steps in (self._running, self._waiting):
+            if pending in steps:
+                steps.remove(pending)
+
+
+def _runner_input(chunk: Chunk) -> RunnerInput:
+    pending = chunk.pending
+    assert pending.transaction is not None
+    step = pending.step
+    end = pending.num_done + chunk.num_tokens
+    if step.logits == "all":
+        num_logit_rows = chunk.num_tokens
+    else:
+        num_logit_rows = int(step.logits == "last" and end == len(step.token_ids))
+    return RunnerInput(
+        token_ids=step.token_ids[pending.num_done : end],
+        position=step.position + pending.num_done,
+        block_ids=pending.transaction.block_ids,
+        num_logit_rows=num_logit_rows,
+    )
+
+
+def _set_result(future: Future[Any], result: Any) -> None:
+    try:
+        future.set_result(result)
+    except InvalidStateError:  # the caller has gone in this moment
+        return

@@ -1,0 +1,95 @@
+"""Finds and loads the model that the settings name."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import torch
+
+from services.model_worker.model.transformer import Transformer
+from services.model_worker.model.weights import CheckpointError, GgufFile, gguf_config, load_gguf
+from services.model_worker.tokenizer import TokenizerFiles, gguf_tokenizer
+from services.model_worker.toy import toy_model, toy_tokenizer
+from services.vocabulary import UnsupportedTokenizerError, Vocabulary
+
+_log = structlog.get_logger()
+
+TOY_PATTERN = re.compile(r"toy(?::(\d{1,9}))?")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model that is ready to run, and what others need to know of it."""
+
+    name: str
+    model: Transformer
+    tokenizer: TokenizerFiles
+    vocabulary_digest: str
+    num_parameters: int
+    num_active_parameters: int
+    dtype: str
+
+
+def load_model(spec: str, dtype: torch.dtype) -> LoadedModel:
+    """Load `toy`, `toy:<seed>`, a GGUF file, or a directory that holds exactly one.
+
+    Raises:
+        CheckpointError: there is no such model, or it cannot be used.
+    """
+    started = time.perf_counter()
+    if toy := TOY_PATTERN.fullmatch(spec):
+        name, model, tokenizer = spec, toy_model(int(toy[1] or 0), dtype), toy_tokenizer()
+    else:
+        path = find_gguf(Path(spec).expanduser())
+        _log.info("reading the model file", path=str(path), megabytes=round(path.stat().st_size / 1e6))
+        file = GgufFile(path)
+        config = gguf_config(file)
+        tokenizer = gguf_tokenizer(file)
+        model = load_gguf(file, config, dtype)
+        name = file.get("general.name") or path.stem
+    try:
+        vocabulary = Vocabulary(tokenizer.tokenizer_json, model.config.vocab_size, tokenizer.eos_token_ids)
+    except (UnsupportedTokenizerError, ValueError) as error:
+        raise CheckpointError(f"the tokenizer of {spec} cannot be used: {error}") from None
+    loaded = LoadedModel(
+        name=name,
+        model=model,
+        tokenizer=tokenizer,
+        vocabulary_digest=vocabulary.digest,
+        num_parameters=model.num_parameters(),
+        num_active_parameters=model.num_active_parameters(),
+        dtype=str(dtype).removeprefix("torch."),
+    )
+    _log.info(
+        "model loaded",
+        model=name,
+        parameters=loaded.num_parameters,
+        dtype=loaded.dtype,
+        seconds=round(time.perf_counter() - started, 2),
+    )
+    return loaded
+
+
+def find_gguf(path: Path) -> Path:
+    """Return the GGUF file that a path means.
+
+    Raises:
+        CheckpointError: there is none, or more than one.
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise CheckpointError(
+            f"there is no model at {path}: give a GGUF file, a directory that holds one, or `toy` (--model, ESPALIER_MODEL)"
+        )
+    files = sorted(path.glob("*.gguf"))
+    if len(files) == 1:
+        return files[0]
+    if files:
+        names = ", ".join(file.name for file in files)
+        raise CheckpointError(f"the directory {path} holds {len(files)} GGUF files ({names}): name the one you mean")
+    raise CheckpointError(f"the model directory {path} holds no weights: no *.gguf file is in it")

@@ -1,0 +1,15 @@
+"""What the worker counts; served on `--metrics-port` beside the metrics of `rpckit`."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+STEPS = Counter("espalier_worker_steps", "Steps by outcome: OK, CANCELLED, or the reason of the error.", ["outcome"])
+TOKENS = Counter("espalier_worker_tokens", "Tokens that went through the model.")
+QUEUE_SECONDS = Histogram(
+    "espalier_worker_queue_seconds", "Time of a step from arrival to its first forward pass.", buckets=_BUCKETS
+)
+FORWARD_SECONDS = Histogram("espalier_worker_forward_seconds", "Time of one forward pass.", buckets=_BUCKETS)
+OPEN_SEQUENCES = Gauge("espalier_worker_open_sequences", "Sequences in the cache.")
+KV_BLOCKS_USED = Gauge("espalier_worker_kv_blocks_used", "Blocks of the cache that sequences hold.")
+LEASES_EXPIRED = Counter("espalier_worker_leases_expired", "Sequences freed because nobody used them.")

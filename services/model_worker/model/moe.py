@@ -1,0 +1,97 @@
+"""The mixture-of-experts feed-forward block.
+
+Shapes: N tokens, E experts, A = `num_experts_per_tok`, H hidden size, I width inside an expert.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from services.model_worker.model.config import ModelConfig
+
+
+def expert_forward(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """Run one gated expert. `x`: `(N, H)`, `gate_up`: `(2 I, H)`, `down`: `(H, I)`. Returns `(N, H)`."""
+    gate, up = F.linear(x, gate_up).chunk(2, dim=-1)
+    return F.linear(F.silu(gate).mul_(up), down)
+
+
+def route(router_logits: Tensor, num_experts_per_tok: int, norm_topk_prob: bool) -> tuple[Tensor, Tensor]:
+    """Choose experts. `router_logits`: `(N, E)`. Returns weights `(N, A)` float32 and expert ids `(N, A)`."""
+    probs = F.softmax(router_logits, dim=-1, dtype=torch.float32)
+    weights, expert_ids = probs.topk(num_experts_per_tok, dim=-1)
+    if norm_topk_prob:
+        weights = weights / weights.sum(dim=-1, keepdim=True)
+    return weights, expert_ids
+
+
+def moe_by_definition(x: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """Say what the block computes: the fast path is tested against this loop.
+
+    `x`: `(N, H)`, `weights` and `expert_ids`: `(N, A)`, `gate_up`: `(E, 2 I, H)`, `down`: `(E, H, I)`. Returns `(N, H)`.
+    """
+    result = torch.zeros_like(x)
+    for token in range(x.shape[0]):
+        for weight, expert_id in zip(weights[token], expert_ids[token].tolist(), strict=True):
+            result[token] += weight * expert_forward(x[token : token + 1], gate_up[expert_id], down[expert_id])[0]
+    return result
+
+
+def moe_by_expert(x: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """Compute the same with one matrix product per expert that was hit: its tokens stand together. Shapes as above."""
+    num_tokens, num_per_token = expert_ids.shape
+    by_expert = expert_ids.flatten().argsort(stable=True)  # (N * A,)
+    token_of = by_expert // num_per_token
+    counts = torch.bincount(expert_ids.flatten(), minlength=gate_up.shape[0]).tolist()
+    weight_of = weights.flatten()[by_expert].unsqueeze(-1).to(x.dtype)
+    result = torch.zeros_like(x)
+    start = 0
+    for expert_id, count in enumerate(counts):
+        if count == 0:
+            continue
+        rows = slice(start, start + count)
+        start += count
+        # All rows of one expert are different tokens, so adding by index never meets itself.
+        tokens = token_of[rows]
+        out = expert_forward(x if count == num_tokens == 1 else x[tokens], gate_up[expert_id], down[expert_id])
+        result.index_add_(0, tokens, out.mul_(weight_of[rows]))
+    return result
+
+
+class DenseFeedForward(nn.Module):
+    """One expert, no router."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, H)` to `(N, H)`."""
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate).mul_(up))  # type: ignore[no-any-return]
+
+
+class MoeFeedForward(nn.Module):
+    """A router and E experts, of which a token uses A."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.num_experts_per_tok = config.num_experts_per_tok
+        self.norm_topk_prob = config.norm_topk_prob
+        num_experts, hidden, inner = config.num_experts, config.hidden_size, config.intermediate_size
+        self.router = nn.Linear(hidden, num_experts, bias=False)
+        self.gate_up = nn.Parameter(torch.empty(num_experts, 2 * inner, hidden))
+        self.down = nn.Parameter(torch.empty(num_experts, hidden, inner))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, H)` to `(N, H)`."""
+        weights, expert_ids = route(self.router(x), self.num_experts_per_tok, self.norm_topk_prob)
+        return moe_by_expert(x, weights, expert_ids, self.gate_up, self.down)
+
+
+def feed_forward(config: ModelConfig) -> DenseFeedForward | MoeFeedForward:
+    """Make the block that the configuration asks for."""
+    return DenseFeedForward(config) if config.num_experts == 1 else MoeFeedForward(config)

@@ -1,0 +1,92 @@
+"""The decoder: embedding, blocks, final norm, logits."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from services.model_worker.model.attention import Attention, AttentionPlan
+from services.model_worker.model.config import ModelConfig
+from services.model_worker.model.moe import feed_forward
+from services.model_worker.model.rope import rotary_table
+
+
+class RmsNorm(nn.Module):
+    """Scales each row to a root mean square of 1, then by a learned weight."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.eps = config.rms_norm_eps
+        self.weight = nn.Parameter(torch.empty(config.hidden_size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, hidden_size)` to the same."""
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each on the normed residual stream."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = RmsNorm(config)
+        self.attention = Attention(config)
+        self.feed_forward_norm = RmsNorm(config)
+        self.feed_forward = feed_forward(config)
+
+    def forward(self, x: Tensor, rotary: Tensor, layer_cache: Tensor, plan: AttentionPlan) -> Tensor:
+        """`x`: `(N, hidden_size)` to the same; the others as in `Attention.forward`."""
+        x = x + self.attention(self.attention_norm(x), rotary, layer_cache, plan)
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+class Transformer(nn.Module):
+    """A decoder whose parameters hold nothing until a checkpoint is loaded into them."""
+
+    rotary: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        with torch.device("meta"):
+            self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+            self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+            self.norm = RmsNorm(config)
+            self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.head.weight = self.embedding.weight
+        self.register_buffer(
+            "rotary", rotary_table(config.context_length, config.head_dim, config.rope_theta), persistent=False
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the numbers between layers and in the cache."""
+        return self.norm.weight.dtype
+
+    @torch.inference_mode()
+    def forward(self, token_ids: Tensor, plan: AttentionPlan, cache: Tensor, logit_rows: Tensor) -> Tensor:
+        """Run all N tokens through the model once.
+
+        `token_ids`: `(N,)`; `cache`: `(num_layers, num_blocks, BLOCK_TOKENS, 2, Hkv, D)`, written at the plan's slots;
+        `logit_rows`: `(R,)`, the rows whose logits are wanted. Returns logits `(R, vocab_size)` float32.
+        """
+        x = self.embedding(token_ids)
+        rotary = self.rotary[plan.positions].unsqueeze(1)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, rotary, cache[layer], plan)
+        return self.head(self.norm(x[logit_rows])).float()  # type: ignore[no-any-return]
+
+    def num_parameters(self) -> int:
+        """Count all parameters, shared ones once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def num_active_parameters(self) -> int:
+        """Count those that one token uses: of the experts only its share."""
+        config = self.config
+        if config.num_experts == 1:
+            return self.num_parameters()
+        idle_share = config.num_experts - config.num_experts_per_tok
+        expert = 3 * config.hidden_size * config.intermediate_size
+        return self.num_parameters() - config.num_hidden_layers * idle_share * expert

@@ -1,0 +1,245 @@
+"""Reads checkpoints: GGUF files, memory-mapped, every tensor dequantised into the type asked for.
+
+Fails closed: an architecture, a setting or a tensor that this decoder does not know is refused by name, because to leave it out
+would give another model's logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import structlog
+import torch
+from torch import Tensor
+
+from services.model_worker.model.config import ModelConfig
+from services.model_worker.model.transformer import Transformer
+
+_log = structlog.get_logger()
+
+GGUF_MAGIC = b"GGUF"
+
+SUPPORTED_ARCHITECTURES = ("llama",)
+"""Of GGUF files. `llama` covers Llama, SmolLM, Mistral and Mixtral."""
+
+_KNOWN_KEYS = frozenset(
+    {
+        "block_count",
+        "context_length",
+        "embedding_length",
+        "feed_forward_length",
+        "attention.head_count",
+        "attention.head_count_kv",
+        "attention.key_length",
+        "attention.value_length",
+        "attention.layer_norm_rms_epsilon",
+        "rope.freq_base",
+        "rope.dimension_count",
+        "vocab_size",
+        "expert_count",
+        "expert_used_count",
+    }
+)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message names the file, what is wrong and what would do."""
+
+
+class GgufFile:
+    """A GGUF file: its metadata as plain values, its tensors mapped into memory."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file.
+
+        Raises:
+            CheckpointError: it cannot be read, or is no whole GGUF file.
+        """
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                magic = file.read(len(GGUF_MAGIC))
+        except OSError as error:
+            raise CheckpointError(f"cannot read the model file {path}: {error.strerror}") from None
+        if magic != GGUF_MAGIC:
+            raise CheckpointError(f"{path} is not a GGUF file: it begins with {magic!r}, not {GGUF_MAGIC!r}")
+        try:
+            reader = gguf.GGUFReader(path)
+            self._fields = reader.fields
+            self.tensors = {tensor.name: tensor for tensor in reader.tensors}
+        except Exception as error:  # the reader raises whatever its parsing meets: IndexError, ValueError, KeyError
+            raise CheckpointError(
+                f"{path} is damaged or was not downloaded whole: {type(error).__name__}: {error}"
+            ) from None
+
+    def get(self, key: str) -> Any:
+        """Return a metadata value as int, float, bool, str or list, or None where the file has none."""
+        field = self._fields.get(key)
+        return None if field is None else field.contents()
+
+    def require(self, key: str) -> Any:
+        """Return a metadata value.
+
+        Raises:
+            CheckpointError: the file has none.
+        """
+        if key not in self._fields:
+            raise CheckpointError(f"{self.path} has no `{key}` in its metadata, so it is not a model that can be run")
+        return self.get(key)
+
+    def keys(self) -> Iterator[str]:
+        """Iterate over the names of all metadata."""
+        return iter(self._fields)
+
+
+def gguf_config(file: GgufFile) -> ModelConfig:
+    """Read the shape of the model.
+
+    Raises:
+        CheckpointError: the architecture or one of its settings is not supported, or the metadata make no sense.
+    """
+    architecture = file.require("general.architecture")
+    if architecture not in SUPPORTED_ARCHITECTURES:
+        raise CheckpointError(
+            f"{file.path} has the architecture `{architecture}`; supported are: {', '.join(SUPPORTED_ARCHITECTURES)}"
+        )
+    prefix = f"{architecture}."
+    unknown = sorted(
+        key for key in file.keys() if key.startswith(prefix) and key.removeprefix(prefix) not in _KNOWN_KEYS
+    )
+    if unknown:
+        raise CheckpointError(
+            f"{file.path} asks for {', '.join(f'`{key}` = {file.get(key)}' for key in unknown)}, "
+            "which this decoder does not implement"
+        )
+    num_heads = file.require(prefix + "attention.head_count")
+    hidden_size = file.require(prefix + "embedding_length")
+    head_dim = file.get(prefix + "attention.key_length") or hidden_size // num_heads
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if (file.get(prefix + key) or head_dim) != head_dim:
+            raise CheckpointError(
+                f"{file.path} has `{prefix}{key}` = {file.get(prefix + key)}, this decoder needs the head dimension {head_dim}"
+            )
+    num_experts = file.get(prefix + "expert_count") or 1
+    embedding = file.tensors.get("token_embd.weight")
+    if embedding is None:
+        raise CheckpointError(
+            f"{file.path} has no tensor `token_embd.weight`: it holds no model, or only a part of one"
+        )
+    try:
+        return ModelConfig(
+            architecture=architecture,
+            num_hidden_layers=file.require(prefix + "block_count"),
+            hidden_size=hidden_size,
+            intermediate_size=file.require(prefix + "feed_forward_length"),
+            num_attention_heads=num_heads,
+            num_key_value_heads=file.get(prefix + "attention.head_count_kv") or num_heads,
+            head_dim=head_dim,
+            vocab_size=int(embedding.shape[-1]),
+            context_length=file.require(prefix + "context_length"),
+            rope_theta=float(file.get(prefix + "rope.freq_base") or 10_000.0),
+            rms_norm_eps=float(file.require(prefix + "attention.layer_norm_rms_epsilon")),
+            tie_word_embeddings="output.weight" not in file.tensors,
+            num_experts=num_experts,
+            num_experts_per_tok=file.get(prefix + "expert_used_count") or 1,
+        )
+    except ValueError as error:
+        raise CheckpointError(f"{file.path}: {error}") from None
+
+
+def load_gguf(file: GgufFile, config: ModelConfig, dtype: torch.dtype) -> Transformer:
+    """Make the model and fill it from the file.
+
+    Raises:
+        CheckpointError: tensors are missing, have wrong shapes or unknown types, or are not known to this decoder.
+    """
+    names = _gguf_names(config)
+    missing = sorted({part for parts in names.values() for part in parts} - file.tensors.keys())
+    if missing:
+        raise CheckpointError(f"{file.path} lacks {len(missing)} tensors: {_some(missing)}")
+    unknown = sorted(file.tensors.keys() - {part for parts in names.values() for part in parts})
+    if unknown:
+        raise CheckpointError(
+            f"{file.path} has {len(unknown)} tensors that this decoder does not implement: {_some(unknown)}"
+        )
+    model = Transformer(config)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    state: dict[str, Tensor] = {}
+    for i, (name, parts) in enumerate(names.items()):
+        tensors = [_dequantised(file, part, dtype) for part in parts]
+        state[name] = tensors[0] if len(tensors) == 1 else _joined(file, parts, tensors)
+        if tuple(state[name].shape) != shapes[name]:
+            raise CheckpointError(
+                f"{file.path}: {' + '.join(parts)} has the shape {tuple(state[name].shape)}, "
+                f"the metadata ask for {shapes[name]}"
+            )
+        if (i + 1) % 50 == 0:
+            _log.info("loading weights", done=i + 1, of=len(names))
+    fill(model, state)
+    return model
+
+
+def fill(model: Transformer, state: Mapping[str, Tensor]) -> None:
+    """Give the model its parameters (without copying them) and make it ready to run; names as in `named_parameters`."""
+    state = dict(state)
+    if model.config.tie_word_embeddings:
+        state["head.weight"] = state["embedding.weight"]
+    model.load_state_dict(state, assign=True)
+    if model.config.tie_word_embeddings:
+        model.head.weight = model.embedding.weight
+    model.requires_grad_(False).eval()
+
+
+def _gguf_names(config: ModelConfig) -> dict[str, tuple[str, ...]]:
+    """Name the file's tensors that make each of our parameters, joined along their rows."""
+    names: dict[str, tuple[str, ...]] = {
+        "embedding.weight": ("token_embd.weight",),
+        "norm.weight": ("output_norm.weight",),
+    }
+    if not config.tie_word_embeddings:
+        names["head.weight"] = ("output.weight",)
+    for layer in range(config.num_hidden_layers):
+        ours, theirs = f"blocks.{layer}", f"blk.{layer}"
+        names[f"{ours}.attention_norm.weight"] = (f"{theirs}.attn_norm.weight",)
+        names[f"{ours}.attention.qkv.weight"] = tuple(f"{theirs}.attn_{part}.weight" for part in "qkv")
+        names[f"{ours}.attention.output.weight"] = (f"{theirs}.attn_output.weight",)
+        names[f"{ours}.feed_forward_norm.weight"] = (f"{theirs}.ffn_norm.weight",)
+        if config.num_experts == 1:
+            names[f"{ours}.feed_forward.gate_up.weight"] = (f"{theirs}.ffn_gate.weight", f"{theirs}.ffn_up.weight")
+            names[f"{ours}.feed_forward.down.weight"] = (f"{theirs}.ffn_down.weight",)
+        else:
+            names[f"{ours}.feed_forward.router.weight"] = (f"{theirs}.ffn_gate_inp.weight",)
+            names[f"{ours}.feed_forward.gate_up"] = (f"{theirs}.ffn_gate_exps.weight", f"{theirs}.ffn_up_exps.weight")
+            names[f"{ours}.feed_forward.down"] = (f"{theirs}.ffn_down_exps.weight",)
+    return names
+
+
+def _dequantised(file: GgufFile, name: str, dtype: torch.dtype) -> Tensor:
+    """Read one tensor, shape as PyTorch has it (GGUF lists dimensions from the innermost)."""
+    tensor = file.tensors[name]
+    try:
+        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+    except NotImplementedError:
+        raise CheckpointError(
+            f"{file.path}: tensor `{name}` is stored as {tensor.tensor_type.name}, which cannot be read"
+        ) from None
+    shape = [int(size) for size in reversed(tensor.shape)]
+    # A float32 tensor comes as a view of the read-only map; torch needs memory that it may call its own.
+    return torch.from_numpy(np.require(values, requirements=["C", "W", "O"]).reshape(shape)).to(dtype)
+
+
+def _joined(file: GgufFile, names: tuple[str, ...], tensors: list[Tensor]) -> Tensor:
+    """Join along the rows: the last dimension but one."""
+    try:
+        return torch.cat(tensors, dim=-2)
+    except (RuntimeError, IndexError):
+        shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in zip(names, tensors, strict=True))
+        raise CheckpointError(f"{file.path}: these tensors do not fit together: {shapes}") from None
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

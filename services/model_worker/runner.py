@@ -1,0 +1,57 @@
+"""Tensors of one forward pass: from chunks of steps to rows of logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from services.model_worker.kv_cache import KvCache
+from services.model_worker.model.attention import SequenceSlice, plan_attention, plan_order
+from services.model_worker.model.transformer import Transformer
+from services.model_worker.sequence import Logits
+
+
+@dataclass(frozen=True)
+class RunnerInput:
+    """New tokens of one sequence."""
+
+    token_ids: Sequence[int]
+    position: int
+    block_ids: Sequence[int]
+    num_logit_rows: int
+    """How many rows of logits are wanted, counted from the last token backwards."""
+
+
+class ModelRunner:
+    """A model and the memory of its cache."""
+
+    def __init__(self, model: Transformer, cache: KvCache) -> None:
+        self._model = model
+        self._cache = cache
+
+    def forward(self, inputs: Sequence[RunnerInput]) -> list[Logits]:
+        """Run the new tokens of all sequences in one pass; returns `(num_logit_rows, vocab_size)` for each, in order."""
+        order = plan_order([_slice(item) for item in inputs])
+        ordered = [inputs[i] for i in order]
+        plan = plan_attention([_slice(item) for item in ordered], self._model.config, self._model.dtype)
+        token_ids = [token_id for item in ordered for token_id in item.token_ids]
+        logit_rows: list[int] = []
+        end = 0
+        for item in ordered:
+            end += len(item.token_ids)
+            logit_rows.extend(range(end - item.num_logit_rows, end))
+        logits: Logits = self._model(
+            torch.tensor(token_ids), plan, self._cache.memory, torch.tensor(logit_rows, dtype=torch.int64)
+        ).numpy()
+        results: list[Logits] = [logits] * len(inputs)
+        start = 0
+        for i, item in zip(order, ordered, strict=True):
+            results[i] = logits[start : start + item.num_logit_rows]
+            start += item.num_logit_rows
+        return results
+
+
+def _slice(item: RunnerInput) -> SequenceSlice:
+    return SequenceSlice(item.block_ids, item.position, len(item.token_ids))

@@ -1,0 +1,277 @@
+"""Sequences and the steps that change them.
+
+A step is a transaction: `SequenceTable.begin` finds everything it needs (the blocks above all) or raises and changes nothing;
+`Transaction.commit` makes the change, `Transaction.abort` leaves the sequence as it was, even when half of a long prompt has run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from services.model_worker.kv_cache import KvCache, OutOfBlocksError, first_blocks, num_blocks_for
+from services.model_worker.model.attention import BLOCK_TOKENS
+from services.rpckit.status import ContextExceeded, InvalidRequest, LeaseExpired, OutOfCapacity, PositionMismatch
+
+LogitsSelection = Literal["none", "last", "all"]
+Logits = npt.NDArray[np.float32]
+"""`(num_rows, vocab_size)`."""
+
+MAX_SEQUENCE_ID_BYTES = 128
+
+_MAX_RETRY_AFTER_S = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """Appends tokens to a sequence, which it may create, fork or cut first."""
+
+    sequence_id: str
+    position: int
+    token_ids: tuple[int, ...]
+    truncate_to: int | None = None
+    fork_of: str | None = None
+    logits: LogitsSelection = "last"
+
+
+@dataclass(frozen=True)
+class AppliedStep:
+    """The latest step of a sequence and the logits behind its last token, so that a retry can be answered."""
+
+    position: int
+    token_ids: tuple[int, ...]
+    fork_of: str | None
+    last_logits: Logits | None
+    """`(1, vocab_size)`, where the step asked for any."""
+
+    def is_retried_by(self, step: Step) -> bool:
+        """Say whether the step is this one, sent again."""
+        return (self.position, self.token_ids, self.fork_of) == (step.position, step.token_ids, step.fork_of)
+
+
+@dataclass
+class Sequence:
+    """Tokens in the cache under a name."""
+
+    sequence_id: str
+    num_tokens: int
+    block_ids: list[int]
+    last_used_s: float
+    latest: AppliedStep | None = None
+
+
+@dataclass
+class Transaction:
+    """A step under way. Blocks it took are its own until the end; blocks that fall away are kept until then."""
+
+    step: Step
+    block_ids: list[int]
+    """What the sequence will have: room for all tokens of the step."""
+    _cache: KvCache
+    _taken: list[int]
+    _dropped: list[int]
+
+    def finish(self, is_applied: bool) -> None:
+        """Let go of the blocks that the outcome does not need."""
+        self._cache.release(self._dropped if is_applied else self._taken)
+
+
+class SequenceTable:
+    """All open sequences of a worker. Used by one thread."""
+
+    def __init__(
+        self,
+        cache: KvCache,
+        *,
+        vocab_size: int,
+        context_length: int,
+        max_sequences: int,
+        lease_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._cache = cache
+        self._vocab_size = vocab_size
+        self._context_length = context_length
+        self._max_sequences = max_sequences
+        self._lease_s = lease_s
+        self._clock = clock
+        self._sequences: dict[str, Sequence] = {}
+
+    def __len__(self) -> int:
+        return len(self._sequences)
+
+    def answer_retry(self, step: Step) -> tuple[int, Logits] | None:
+        """Return position and logits where the step is the sequence's latest and its logits are still there."""
+        sequence = self._sequences.get(step.sequence_id)
+        if sequence is None or sequence.latest is None or not sequence.latest.is_retried_by(step):
+            return None
+        sequence.last_used_s = self._clock()
+        no_rows = np.empty((0, self._vocab_size), dtype=np.float32)
+        if step.logits == "none" or not step.token_ids:
+            return sequence.num_tokens, no_rows
+        if sequence.latest.last_logits is None or (step.logits == "all" and len(step.token_ids) > 1):
+            return None  # `begin` applies it again, which gives the same
+        return sequence.num_tokens, sequence.latest.last_logits
+
+    def begin(self, step: Step) -> Transaction:
+        """Check the step and take what it needs.
+
+        Raises:
+            InvalidRequest, ContextExceeded, PositionMismatch, LeaseExpired, OutOfCapacity: as the contract says.
+        """
+        self._check_fields(step)
+        now = self._clock()
+        sequence = self._sequences.get(step.sequence_id)
+        source = self._source(step, sequence)
+        if source is not None:
+            source.last_used_s = now
+        if sequence is None and len(self._sequences) >= self._max_sequences:
+            raise OutOfCapacity(
+                f"{self._max_sequences} sequences are open, no more are allowed; release some or try again",
+                retry_after_s=self._retry_after_s(),
+                max_sequences=self._max_sequences,
+            )
+        held = [] if source is None else first_blocks(source.block_ids, step.position)
+        try:
+            if step.fork_of is not None and source is not None:
+                return self._begin_fork(step, held)
+            return self._begin_own(step, sequence, held)
+        except OutOfBlocksError:
+            raise OutOfCapacity(
+                f"the cache has no room for {len(step.token_ids)} more tokens; release sequences or try again",
+                retry_after_s=self._retry_after_s(),
+                num_free_tokens=self._cache.num_free_blocks * BLOCK_TOKENS,
+            ) from None
+
+    def commit(self, transaction: Transaction, last_logits: Logits | None) -> int:
+        """Make the step's change; returns the number of tokens in the sequence now."""
+        transaction.finish(is_applied=True)
+        step = transaction.step
+        num_tokens = step.position + len(step.token_ids)
+        self._sequences[step.sequence_id] = Sequence(
+            sequence_id=step.sequence_id,
+            num_tokens=num_tokens,
+            block_ids=transaction.block_ids,
+            last_used_s=self._clock(),
+            latest=AppliedStep(step.position, step.token_ids, step.fork_of, last_logits),
+        )
+        return num_tokens
+
+    def release(self, sequence_id: str) -> bool:
+        """Free a sequence; returns whether it was known. No step of it may be under way."""
+        sequence = self._sequences.pop(sequence_id, None)
+        if sequence is None:
+            return False
+        self._cache.release(sequence.block_ids)
+        return True
+
+    def expire(self, in_use: frozenset[str] | set[str]) -> list[str]:
+        """Free the sequences that nobody has used for as long as a lease, except those in use; returns their ids."""
+        limit = self._clock() - self._lease_s
+        expired = [item.sequence_id for item in self._sequences.values() if item.last_used_s <= limit]
+        expired = [sequence_id for sequence_id in expired if sequence_id not in in_use]
+        for sequence_id in expired:
+            self.release(sequence_id)
+        return expired
+
+    def _check_fields(self, step: Step) -> None:
+        if not step.sequence_id or len(step.sequence_id.encode()) > MAX_SEQUENCE_ID_BYTES:
+            raise InvalidRequest(
+                f"a step needs a sequence id of 1 to {MAX_SEQUENCE_ID_BYTES} bytes", field="sequence_id"
+            )
+        if step.truncate_to is not None and step.truncate_to != step.position:
+            raise InvalidRequest(
+                f"truncate_to is {step.truncate_to}, it must equal position, {step.position}", field="truncate_to"
+            )
+        if step.fork_of == step.sequence_id:
+            raise InvalidRequest("a sequence cannot be a fork of itself; give the new one another id", field="fork_of")
+        if not step.token_ids and (step.fork_of is None or step.position == 0):
+            raise InvalidRequest(
+                "a step needs tokens; only a fork of one token or more may have none", field="token_ids"
+            )
+        for index, token_id in enumerate(step.token_ids):
+            if not 0 <= token_id < self._vocab_size:
+                raise InvalidRequest(
+                    f"token id {token_id} is outside the vocabulary of {self._vocab_size}", field=f"token_ids[{index}]"
+                )
+        num_tokens = step.position + len(step.token_ids)
+        if num_tokens > self._context_length:
+            raise ContextExceeded(
+                f"the sequence would have {num_tokens} tokens, the context holds {self._context_length}",
+                num_tokens=num_tokens,
+                context_length=self._context_length,
+            )
+
+    def _source(self, step: Step, sequence: Sequence | None) -> Sequence | None:
+        """Return the sequence whose first tokens the step builds on: itself, the parent of a fork, or nothing."""
+        if step.fork_of is not None:
+            if sequence is not None:
+                raise InvalidRequest(
+                    f"the sequence {step.sequence_id!r} exists; fork into another id, or release it first",
+                    field="sequence_id",
+                )
+            parent = self._sequences.get(step.fork_of)
+            if parent is None:
+                raise LeaseExpired(
+                    f"the parent {step.fork_of!r} is not known here: released, expired, or of another worker",
+                    sequence_id=step.fork_of,
+                )
+            if step.position > parent.num_tokens:
+                raise self._mismatch(step, parent)
+            return parent
+        if sequence is None:
+            if step.position > 0:
+                raise LeaseExpired(
+                    f"the sequence {step.sequence_id!r} is not known here: released, expired, or of another worker; "
+                    "send it again from position 0",
+                    sequence_id=step.sequence_id,
+                )
+            return None
+        is_retry = sequence.latest is not None and sequence.latest.is_retried_by(step)
+        is_cut = step.truncate_to is not None and step.position <= sequence.num_tokens
+        if step.position != sequence.num_tokens and not is_retry and not is_cut:
+            raise self._mismatch(step, sequence)
+        return sequence
+
+    def _mismatch(self, step: Step, sequence: Sequence) -> PositionMismatch:
+        return PositionMismatch(
+            f"the step is for position {step.position}, the sequence {sequence.sequence_id!r} stands at "
+            f"{sequence.num_tokens}; set truncate_to to go back",
+            position=step.position,
+            sequence_position=sequence.num_tokens,
+        )
+
+    def _begin_fork(self, step: Step, held: list[int]) -> Transaction:
+        """Share the parent's blocks; the last is copied where tokens will be written into it."""
+        is_partial = bool(step.position % BLOCK_TOKENS and step.token_ids)
+        shared = held[:-1] if is_partial else held
+        fresh = self._cache.allocate(num_blocks_for(step.position + len(step.token_ids)) - len(shared))
+        self._cache.share(shared)
+        if is_partial:
+            self._cache.copy_block(held[-1], fresh[0])
+        return Transaction(step, shared + fresh, self._cache, _taken=shared + fresh, _dropped=[])
+
+    def _begin_own(self, step: Step, sequence: Sequence | None, held: list[int]) -> Transaction:
+        """Keep the sequence's own blocks; the last is copied where others hold it, or where it would lose tokens."""
+        own = [] if sequence is None else sequence.block_ids
+        is_copied = bool(
+            sequence is not None
+            and step.position % BLOCK_TOKENS
+            and (self._cache.is_shared(held[-1]) or step.position < sequence.num_tokens)
+        )
+        kept = held[:-1] if is_copied else held
+        fresh = self._cache.allocate(num_blocks_for(step.position + len(step.token_ids)) - len(kept))
+        if is_copied:
+            self._cache.copy_block(held[-1], fresh[0])
+        return Transaction(step, kept + fresh, self._cache, _taken=fresh, _dropped=own[len(kept) :])
+
+    def _retry_after_s(self) -> float:
+        """Say when the next lease ends, at most a few seconds: sequences are mostly released long before."""
+        if not self._sequences:
+            return _MAX_RETRY_AFTER_S
+        oldest = min(item.last_used_s for item in self._sequences.values())
+        return min(max(oldest + self._lease_s - self._clock(), 0.1), _MAX_RETRY_AFTER_S)

@@ -1,0 +1,92 @@
+"""The worker's life: load the model, run the engine, say what it is."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+import torch
+
+from services.model_worker.engine import Engine
+from services.model_worker.kv_cache import KvCache, blocks_within
+from services.model_worker.loading import LoadedModel, load_model
+from services.model_worker.model.attention import BLOCK_TOKENS
+from services.model_worker.settings import WorkerSettings
+from services.rpckit.status import NotReady
+
+_log = structlog.get_logger()
+
+_MAX_BLOCKS = 1 << 16
+"""A small model would otherwise get millions of blocks; this is a million tokens."""
+
+
+class WorkerService:
+    """What the servicer calls. Nothing is there before `start` returned."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._settings = settings
+        self._loaded: LoadedModel | None = None
+        self._engine: Engine | None = None
+        self.context_length = 0
+
+    async def start(self) -> None:
+        """Load the model, away from the event loop."""
+        await asyncio.to_thread(self._load)
+
+    async def stop(self) -> None:
+        """End the engine."""
+        if self._engine is not None:
+            await asyncio.to_thread(self._engine.stop)
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """The model.
+
+        Raises:
+            NotReady: it is not loaded yet.
+        """
+        if self._loaded is None:
+            raise NotReady("the worker loads its model; try again", service="worker")
+        return self._loaded
+
+    @property
+    def engine(self) -> Engine:
+        """The engine.
+
+        Raises:
+            NotReady: the model is not loaded yet.
+        """
+        if self._engine is None:
+            raise NotReady("the worker loads its model; try again", service="worker")
+        return self._engine
+
+    def _load(self) -> None:
+        settings = self._settings
+        torch.set_num_threads(settings.num_threads)
+        loaded = load_model(settings.model, getattr(torch, settings.dtype))
+        config, dtype = loaded.model.config, loaded.model.dtype
+        num_blocks = min(blocks_within(config, settings.kv_cache_bytes, dtype), _MAX_BLOCKS)
+        if num_blocks == 0:
+            raise ValueError(
+                f"kv_cache_bytes is {settings.kv_cache_bytes}, but {BLOCK_TOKENS} tokens of this model already need "
+                f"{BLOCK_TOKENS * config.kv_values_per_token * dtype.itemsize}"
+            )
+        self.context_length = min(config.context_length, num_blocks * BLOCK_TOKENS)
+        if self.context_length < config.context_length:
+            _log.warning(
+                "the cache is smaller than the model's context; raise kv_cache_bytes to use all of it",
+                context_length=self.context_length,
+                of=config.context_length,
+            )
+        engine = Engine(
+            loaded.model,
+            KvCache(config, num_blocks, dtype),
+            context_length=self.context_length,
+            max_batch_tokens=settings.max_batch_tokens,
+            max_queued_steps=settings.max_queued_steps,
+            max_sequences=settings.max_sequences,
+            lease_s=settings.lease_s,
+        )
+        engine.start()
+        self._engine = engine
+        self._loaded = loaded
