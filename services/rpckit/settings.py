@@ -133,6 +133,8 @@ class ServiceSettings(BaseSettings):
         if field is None:
             known = ", ".join(sorted(cls.model_fields))
             return f"espalier {cls.service}: no setting is called `{name}`; there are: {known}"
+        if item["type"] == "missing":
+            item = item | {"msg": "must be given"}
         given = "" if "Secret" in str(field.annotation) or item["type"] == "missing" else f", not {item['input']!r}"
         message = str(item["msg"]).removeprefix("Value error, ")
         message = re.sub(r"^Input should be", "must be", message)
