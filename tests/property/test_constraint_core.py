@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from services.constraint.core.compiled_grammar import CompiledGrammar
 from services.constraint.core.engine import TERMINATED, Matcher, TokenTrie, compile_grammar
 from services.constraint.core.grammar import Grammar
-from services.constraint.core.lowering import restrict
 from services.rpckit.status import TokenRejected, UnsatisfiableGrammar, UnsupportedConstruct
 from services.vocabulary import Vocabulary, allowed_token_ids
 from tests.support.derivation import matches
@@ -27,7 +26,7 @@ thorough = settings(max_examples=150, deadline=None, suppress_health_check=list(
 
 def compiled_or_skip(grammar: Grammar, trie: TokenTrie = BYTES) -> CompiledGrammar:
     try:
-        return restrict(compile_grammar(grammar), trie.usable_bytes)
+        return compile_grammar(grammar).restricted_to(trie.usable_bytes)
     except (UnsatisfiableGrammar, UnsupportedConstruct):
         assume(False)
         raise

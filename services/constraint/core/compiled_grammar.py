@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from services.constraint.core.tables import UNREACHABLE, Tables
+from services.constraint.core import distances
+from services.constraint.core.tables import UNREACHABLE, Int32s, Tables, Uint8s
+from services.rpckit.status import UnsatisfiableGrammar
 
 # Raise it whenever the tables, their meaning or the lowering change: older entries in a cache become misses.
 FORMAT_VERSION = 1
@@ -23,15 +25,33 @@ _MAGIC = b"espalier-grammar"
 _HEADER = struct.Struct("<16sI32s")  # magic, format version, SHA-256 of what follows
 
 
+# The fields that are stored, and how. The others are derived from them (`distances.py`).
+_STORED = {
+    "edge_start": "<i4",
+    "edge_low": "u1",
+    "edge_high": "u1",
+    "edge_target": "<i4",
+    "epsilon_start": "<i4",
+    "epsilon_target": "<i4",
+    "call_start": "<i4",
+    "call_rule": "<i4",
+    "call_return": "<i4",
+    "rule_start": "<i4",
+    "is_accepting": "u1",
+    "count_minimum": "<i4",
+    "count_maximum": "<i4",
+}
+
+
 class CorruptGrammarError(ValueError):
     """The bytes are no compiled grammar of this version."""
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledGrammar:
-    """What a grammar is for the kernel.
+    """What a grammar is for the kernel: tables, the start rule's number, whether the empty text is complete.
 
-    Tables, the start rule's number, whether the empty text is complete, and the shortest text's length.
+    `min_bytes` is the shortest text's length.
     """
 
     tables: Tables
@@ -39,23 +59,48 @@ class CompiledGrammar:
     accepts_empty: bool
     min_bytes: int
 
+    @classmethod
+    def of(cls, tables: Tables, start_rule: int, *, accepts_empty: bool) -> CompiledGrammar:
+        """Measure the tables.
+
+        Raises:
+            UnsatisfiableGrammar: no text matches.
+        """
+        tables, min_bytes = distances.measured(tables, start_rule)
+        if min_bytes >= UNREACHABLE and not accepts_empty:
+            raise UnsatisfiableGrammar(
+                "no text can satisfy the constraint: every way through it needs something that nothing matches"
+            )
+        return cls(tables, start_rule, accepts_empty, 0 if accepts_empty else min_bytes)
+
+    def restricted_to(self, usable_bytes: Uint8s) -> CompiledGrammar:
+        """Return the grammar of the texts that these bytes suffice for: `usable_bytes` (256,) is 1 for each.
+
+        A vocabulary may lack bytes: SmolLM2's has no token for 0xF1, with which rare characters begin.
+
+        Raises:
+            UnsatisfiableGrammar: no text is left.
+        """
+        tables = distances.with_bytes(self.tables, usable_bytes)
+        return self if tables is None else CompiledGrammar.of(tables, self.start_rule, accepts_empty=self.accepts_empty)
+
     @property
     def num_bytes(self) -> int:
         """Bytes of the tables."""
         return sum(array.nbytes for array in self.tables)
 
     def to_bytes(self) -> bytes:
-        """Return the binary form."""
-        arrays = [array.astype(array.dtype.newbyteorder("<"), copy=False) for array in self.tables]
+        """Return the binary form: the tables without what is derived from them."""
+        arrays = {name: getattr(self.tables, name) for name in _STORED}
         head = json.dumps(
             {
                 "start_rule": self.start_rule,
                 "accepts_empty": self.accepts_empty,
-                "min_bytes": self.min_bytes,
-                "lengths": [len(array) for array in arrays],
+                "lengths": [len(array) for array in arrays.values()],
             }
         ).encode()
-        body = struct.pack("<I", len(head)) + head + b"".join(array.tobytes() for array in arrays)
+        stored = (array.astype(_STORED[name], copy=False).tobytes() for name, array in arrays.items())
+        body = struct.pack("<I", len(head)) + head + b"".join(stored)
         return _HEADER.pack(_MAGIC, FORMAT_VERSION, hashlib.sha256(body).digest()) + body
 
     @classmethod
@@ -75,62 +120,60 @@ class CompiledGrammar:
             (head_length,) = struct.unpack_from("<I", body)
             head = json.loads(body[4 : 4 + head_length])
             tables = _read_tables(body[4 + head_length :], head["lengths"])
-            compiled = cls(tables, int(head["start_rule"]), bool(head["accepts_empty"]), int(head["min_bytes"]))
-        except (struct.error, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+            start_rule = int(head["start_rule"])
+            _check(tables, start_rule)
+            return cls.of(tables, start_rule, accepts_empty=bool(head["accepts_empty"]))
+        except (struct.error, ValueError, KeyError, TypeError, RecursionError, UnsatisfiableGrammar) as error:
             raise CorruptGrammarError(f"not a compiled grammar: {error}") from error
-        _check(compiled)
-        return compiled
 
 
 def _read_tables(data: bytes, lengths: list[int]) -> Tables:
-    arrays: list[Any] = []
+    fields: dict[str, Any] = {}
     offset = 0
-    for name, length in zip(Tables._fields, lengths, strict=True):
-        dtype = np.dtype(np.uint8 if name in _BYTE_FIELDS else "<i4")
+    for (name, dtype), length in zip(_STORED.items(), lengths, strict=True):
         if length < 0:
             raise CorruptGrammarError(f"{name} has a negative length")
         array = np.frombuffer(data, dtype, length, offset)
         offset += array.nbytes
         # A copy is aligned and in the machine's byte order, which the kernels need.
-        arrays.append(array.astype(dtype.newbyteorder("=")))
+        fields[name] = array.astype(np.dtype(dtype).newbyteorder("="))
     if offset != len(data):
         raise CorruptGrammarError("there is more than the tables")
-    return Tables(*arrays)
+    return Tables(**fields, **distances.unmeasured(len(fields["is_accepting"]), len(fields["call_rule"])))
 
 
-_BYTE_FIELDS = frozenset({"edge_low", "edge_high", "call_is_tail", "is_accepting", "byte_class"})
+def _check(g: Tables, start_rule: int) -> None:
+    """See that no kernel can leave its arrays, whatever wrote these tables.
 
-
-def _check(compiled: CompiledGrammar) -> None:
-    g = compiled.tables
+    Raises:
+        CorruptGrammarError: one could.
+    """
     num_states, num_rules = len(g.is_accepting), len(g.rule_start)
-    per_state = (g.count_minimum, g.count_maximum, g.distance, g.byte_distance, g.body_distance)
     is_sound = (
         num_states > 0
-        and all(len(array) == num_states for array in per_state)
-        and len(g.byte_class) == 256
+        and 0 <= start_rule < num_rules
+        and len(g.count_minimum) == len(g.count_maximum) == num_states
         and len(g.edge_low) == len(g.edge_high) == len(g.edge_target)
-        and len(g.call_rule) == len(g.call_return) == len(g.call_is_tail)
+        and len(g.call_rule) == len(g.call_return)
         and _are_rows(g.edge_start, num_states, len(g.edge_low))
         and _are_rows(g.epsilon_start, num_states, len(g.epsilon_target))
         and _are_rows(g.call_start, num_states, len(g.call_rule))
-        and all(
-            _lie_below(array, num_states) for array in (g.edge_target, g.epsilon_target, g.call_return, g.rule_start)
-        )
-        and _lie_below(g.call_rule, num_rules)
-        and 0 <= compiled.start_rule < num_rules
-        and all(_lie_below(array, UNREACHABLE + 1) for array in (g.distance, g.byte_distance, g.body_distance))
-        and bool((g.byte_class[1:] - g.byte_class[:-1] <= 1).all())
+        and all(_lie_in(array, 0, num_states) for array in (g.edge_target, g.epsilon_target, g.call_return))
+        and _lie_in(g.rule_start, 0, num_states)
+        and _lie_in(g.call_rule, 0, num_rules)
+        and bool((g.edge_low <= g.edge_high).all())
+        and _lie_in(g.count_minimum, -1, UNREACHABLE)
+        and _lie_in(g.count_maximum, -1, UNREACHABLE)
     )
     if not is_sound:
         raise CorruptGrammarError("the tables contradict each other")
 
 
-def _are_rows(starts: np.ndarray, num_states: int, total: int) -> bool:  # type: ignore[type-arg]
+def _are_rows(starts: Int32s, num_states: int, total: int) -> bool:
     return bool(
         len(starts) == num_states + 1 and starts[0] == 0 and starts[-1] == total and (np.diff(starts) >= 0).all()
     )
 
 
-def _lie_below(array: np.ndarray, bound: int) -> bool:  # type: ignore[type-arg]
-    return bool(len(array) == 0 or (array.min() >= 0 and array.max() < bound))
+def _lie_in(array: Int32s, low: int, bound: int) -> bool:
+    return bool(len(array) == 0 or (array.min() >= low and array.max() < bound))

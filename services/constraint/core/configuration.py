@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from services.constraint.core import kernel
-from services.constraint.core.compiled_grammar import CompiledGrammar
+from services.constraint.core.compiled_grammar import CompiledGrammar, CorruptGrammarError
 from services.constraint.core.interning import rehashed
 from services.constraint.core.tables import (
     DEAD,
     FUEL,
     GROW_ARENA,
+    INCONSISTENT,
     NUM_CONFIGURATIONS,
     OUT_OF_FUEL,
     UNKNOWN,
@@ -77,6 +78,7 @@ class Configurations:
 
         Raises:
             OutOfFuel: the call would visit more states, or need more memory, than the limits allow.
+            CorruptGrammarError: no compiler wrote the tables.
         """
         self._arena.sizes[FUEL] = self._max_fuel
         while True:
@@ -92,6 +94,8 @@ class Configurations:
                     limit="max_mask_fuel",
                     value=self._max_fuel,
                 )
+            if code == INCONSISTENT:
+                raise CorruptGrammarError("the tables of the grammar contradict each other")
             if code == GROW_ARENA:
                 self._arena = _grown_arena(self._arena)
             else:

@@ -29,6 +29,7 @@ from services.constraint.core.tables import (
     DEAD,
     FUEL,
     GROW_SCRATCH,
+    INCONSISTENT,
     OUT_OF_FUEL,
     UNKNOWN,
     Arena,
@@ -428,9 +429,13 @@ def shortest_bytes(g: Tables, a: Arena, w: Scratch, configuration: int, usable: 
                         break
                 if byte >= 0:
                     break
+        if byte < 0:
+            return INCONSISTENT
         target = transition(g, a, w, configuration, byte)
         if target < 0:
             return target
+        if a.configuration_distance[target] >= distance:
+            return INCONSISTENT
         out[n] = byte
         configuration = target
         n += 1

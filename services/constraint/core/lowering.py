@@ -7,8 +7,8 @@
 2. *Nullable rules*: beside every call of a rule that may match nothing stands an epsilon; the call itself then always
    consumes.
 3. *Left recursion*, direct, indirect or hidden behind nullable rules, becomes a loop (`left_recursion.py`).
-4. *Distances*: fewest bytes from each state to the end of its rule; whatever has no way to the end is cut off, so that
-   every state that is left can be completed. A start rule without a way is UnsatisfiableGrammar.
+4. *Distances* (`distances.py`): fewest bytes from each state to the end of its rule; whatever has no way to the end is
+   cut off.
 
 Nothing is determinised here: the kernel does that lazily, by interning configurations.
 """
@@ -19,9 +19,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from services.constraint.core import left_recursion
+from services.constraint.core import distances, left_recursion
 from services.constraint.core.compiled_grammar import CompiledGrammar
-from services.constraint.core.compiling import compiled
 from services.constraint.core.grammar import (
     Alternation,
     Automaton,
@@ -34,8 +33,8 @@ from services.constraint.core.grammar import (
     Repeat,
     Sequence,
 )
-from services.constraint.core.tables import UNREACHABLE, Int32s, Tables, Uint8s
-from services.rpckit.status import GrammarSyntax, GrammarTooLarge, UnsatisfiableGrammar
+from services.constraint.core.tables import Int32s, Tables
+from services.rpckit.status import GrammarSyntax, GrammarTooLarge
 
 # Repetitions of at most this many states are written out: plain states are cheaper to walk than counts.
 MAX_UNROLLED_STATES = 64
@@ -356,13 +355,6 @@ def _flatten(network: Network, order: list[int], start: int, *, accepts_empty: b
     for state, (minimum, maximum) in network.counting.items():
         count_minimum[state], count_maximum[state] = minimum, maximum
 
-    boundaries = np.zeros(257, np.bool_)
-    boundaries[edge_low] = True
-    boundaries[edge_high.astype(np.int32) + 1] = True
-    boundaries[0] = False
-    byte_class = np.cumsum(boundaries[:256]).astype(np.uint8)
-
-    unknown = np.full(num_states, UNREACHABLE, np.int32)
     tables = Tables(
         edge_start=edge_start,
         edge_low=edge_low,
@@ -373,135 +365,10 @@ def _flatten(network: Network, order: list[int], start: int, *, accepts_empty: b
         call_start=call_start,
         call_rule=call_rule,
         call_return=call_return,
-        call_is_tail=np.zeros(len(call_rule), np.uint8),
         rule_start=np.array([network.rule_start[rule] for rule in order], np.int32),
         is_accepting=is_accepting,
         count_minimum=count_minimum,
         count_maximum=count_maximum,
-        distance=unknown,
-        byte_distance=unknown.copy(),
-        body_distance=unknown.copy(),
-        byte_class=byte_class,
+        **distances.unmeasured(num_states, len(call_rule)),
     )
-    return _finished(tables, new_number[start], accepts_empty=accepts_empty)
-
-
-def restrict(compiled: CompiledGrammar, usable_bytes: Uint8s) -> CompiledGrammar:
-    """Return the grammar of the texts that can be written with these bytes only: `usable_bytes` (256,) is 1 for each.
-
-    A vocabulary may lack bytes (SmolLM2's has no token for 0xF1, with which rare characters begin). What needs them has
-    no way to the end then.
-
-    Raises:
-        UnsatisfiableGrammar: no text is left.
-    """
-    g = compiled.tables
-    usable_before = np.zeros(257, np.int32)
-    np.cumsum(usable_bytes, out=usable_before[1:])
-    keep_edge = usable_before[g.edge_high.astype(np.int32) + 1] > usable_before[g.edge_low]
-    if keep_edge.all():
-        return compiled
-    unknown = np.full(len(g.distance), UNREACHABLE, np.int32)
-    tables = g._replace(
-        edge_start=_kept_rows(g.edge_start, keep_edge),
-        edge_low=g.edge_low[keep_edge],
-        edge_high=g.edge_high[keep_edge],
-        edge_target=g.edge_target[keep_edge],
-        call_is_tail=np.zeros_like(g.call_is_tail),
-        distance=unknown,
-        byte_distance=unknown.copy(),
-        body_distance=unknown.copy(),
-    )
-    return _finished(tables, compiled.start_rule, accepts_empty=compiled.accepts_empty)
-
-
-def _finished(tables: Tables, start_rule: int, *, accepts_empty: bool) -> CompiledGrammar:
-    _measure(tables)
-    tables = _prune(tables)
-    min_bytes = 0 if accepts_empty else int(tables.distance[tables.rule_start[start_rule]])
-    if min_bytes >= UNREACHABLE:
-        raise UnsatisfiableGrammar(
-            "no text can satisfy the constraint: every way through it needs something that nothing matches"
-        )
-    return CompiledGrammar(tables, start_rule, accepts_empty, min_bytes)
-
-
-@compiled
-def _measure(g: Tables) -> None:
-    """Fill the distances, by relaxation to the fixed point, and mark tail calls."""
-    num_states = len(g.is_accepting)
-    changed = True
-    while changed:
-        changed = False
-        # Chains run forwards, so one pass backwards settles most of them.
-        for state in range(num_states - 1, -1, -1):
-            best = np.int64(UNREACHABLE)
-            if g.count_minimum[state] >= 0:
-                call = g.call_start[state]
-                if call == g.call_start[state + 1]:
-                    continue  # its body was cut off
-                body = np.int64(g.distance[g.rule_start[g.call_rule[call]]])
-                g.body_distance[state] = body
-                best = min(best, body * g.count_minimum[state])
-            else:
-                if g.is_accepting[state] == 1:
-                    best = np.int64(0)
-                for edge in range(g.edge_start[state], g.edge_start[state + 1]):
-                    best = min(best, np.int64(g.distance[g.edge_target[edge]]) + 1)
-                for epsilon in range(g.epsilon_start[state], g.epsilon_start[state + 1]):
-                    best = min(best, np.int64(g.distance[g.epsilon_target[epsilon]]))
-                for call in range(g.call_start[state], g.call_start[state + 1]):
-                    there = np.int64(g.distance[g.rule_start[g.call_rule[call]]]) + g.distance[g.call_return[call]]
-                    best = min(best, there)
-            if best < g.distance[state]:
-                g.distance[state] = best
-                changed = True
-    for state in range(num_states):
-        for edge in range(g.edge_start[state], g.edge_start[state + 1]):
-            there = g.distance[g.edge_target[edge]] + 1
-            g.byte_distance[state] = min(g.byte_distance[state], there)
-        for call in range(g.call_start[state], g.call_start[state + 1]):
-            if g.count_minimum[state] < 0 and _only_ends(g, g.call_return[call]):
-                g.call_is_tail[call] = 1
-
-
-@compiled
-def _only_ends(g: Tables, state: int) -> bool:
-    """Tell whether nothing but the end of the rule follows a state."""
-    for _ in range(len(g.is_accepting)):
-        if g.edge_start[state] < g.edge_start[state + 1] or g.call_start[state] < g.call_start[state + 1]:
-            return False
-        if g.is_accepting[state] == 1:
-            return True
-        if g.epsilon_start[state + 1] - g.epsilon_start[state] != 1:
-            return False
-        state = g.epsilon_target[g.epsilon_start[state]]
-    return False
-
-
-def _prune(g: Tables) -> Tables:
-    """Cut off the edges, epsilons and calls that have no way to the end."""
-    is_productive = g.distance < UNREACHABLE
-    keep_edge = is_productive[g.edge_target]
-    keep_epsilon = is_productive[g.epsilon_target]
-    keep_call = is_productive[g.call_return] & is_productive[g.rule_start[g.call_rule]]
-    if keep_edge.all() and keep_epsilon.all() and keep_call.all():
-        return g
-    return g._replace(
-        edge_start=_kept_rows(g.edge_start, keep_edge),
-        edge_low=g.edge_low[keep_edge],
-        edge_high=g.edge_high[keep_edge],
-        edge_target=g.edge_target[keep_edge],
-        epsilon_start=_kept_rows(g.epsilon_start, keep_epsilon),
-        epsilon_target=g.epsilon_target[keep_epsilon],
-        call_start=_kept_rows(g.call_start, keep_call),
-        call_rule=g.call_rule[keep_call],
-        call_return=g.call_return[keep_call],
-        call_is_tail=g.call_is_tail[keep_call],
-    )
-
-
-def _kept_rows(starts: Int32s, keep: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Int32s:
-    kept_before = np.zeros(len(keep) + 1, np.int32)
-    np.cumsum(keep, out=kept_before[1:])
-    return kept_before[starts]
+    return CompiledGrammar.of(tables, new_number[start], accepts_empty=accepts_empty)

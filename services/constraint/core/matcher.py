@@ -20,7 +20,6 @@ import numpy.typing as npt
 from services.constraint.core import kernel
 from services.constraint.core.compiled_grammar import CompiledGrammar
 from services.constraint.core.configuration import Configurations
-from services.constraint.core.lowering import restrict
 from services.constraint.core.tables import DEAD
 from services.constraint.core.trie import TokenTrie
 from services.rpckit.status import LeaseExpired, TokenRejected
@@ -81,7 +80,7 @@ class Matcher:
             OutOfFuel: the start alone is beyond the limits.
         """
         limits = limits or MatcherLimits()
-        compiled = restrict(compiled, trie.usable_bytes)
+        compiled = compiled.restricted_to(trie.usable_bytes)
         self.epoch: int = secrets.randbits(
             64
         )  # tells the states of this matcher from those of an earlier one of the same grammar

@@ -26,6 +26,7 @@ DEAD: Final = 0
 GROW_ARENA: Final = -2
 GROW_SCRATCH: Final = -3
 OUT_OF_FUEL: Final = -4
+INCONSISTENT: Final = -5  # the tables are not what a compiler writes
 
 UNREACHABLE: Final = 1 << 29  # a distance that no completion has
 BOTTOM: Final = -1  # return state of the frame under the start rule: the text may end here

@@ -1,0 +1,139 @@
+"""Fewest bytes to the end: what says which states can be completed at all, and by what.
+
+Derived from the other tables by relaxation. Whatever has no way to the end is cut off, so that every configuration that
+is alive can be completed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from services.constraint.core.compiling import compiled
+from services.constraint.core.tables import UNREACHABLE, Int32s, Tables, Uint8s
+
+
+def unmeasured(num_states: int, num_calls: int) -> dict[str, Any]:
+    """Return the derived fields of `Tables` as they are before `measured` fills them."""
+    return {
+        "call_is_tail": np.zeros(num_calls, np.uint8),
+        "distance": np.full(num_states, UNREACHABLE, np.int32),
+        "byte_distance": np.full(num_states, UNREACHABLE, np.int32),
+        "body_distance": np.full(num_states, UNREACHABLE, np.int32),
+        "byte_class": np.zeros(256, np.uint8),
+    }
+
+
+def measured(tables: Tables, start_rule: int) -> tuple[Tables, int]:
+    """Return the tables with all derived fields, without what has no way to the end, and the shortest text's length.
+
+    The length is UNREACHABLE where `start_rule` matches nothing but, perhaps, the empty text.
+    """
+    tables = tables._replace(**unmeasured(len(tables.is_accepting), len(tables.call_rule)))
+    _measure(tables)
+    tables = _pruned(tables)
+    boundaries = np.zeros(257, np.bool_)
+    boundaries[tables.edge_low] = True
+    boundaries[tables.edge_high.astype(np.int32) + 1] = True
+    boundaries[0] = False
+    tables = tables._replace(byte_class=np.cumsum(boundaries[:256]).astype(np.uint8))
+    return tables, int(tables.distance[tables.rule_start[start_rule]])
+
+
+def with_bytes(tables: Tables, usable_bytes: Uint8s) -> Tables | None:
+    """Return the tables without the edges that none of these bytes follows, unmeasured; None where there are none such.
+
+    `usable_bytes` (256,) is 1 for each usable byte.
+    """
+    usable_before = np.zeros(257, np.int32)
+    np.cumsum(usable_bytes, out=usable_before[1:])
+    keep_edge = usable_before[tables.edge_high.astype(np.int32) + 1] > usable_before[tables.edge_low]
+    return None if keep_edge.all() else _with_edges(tables, keep_edge)
+
+
+@compiled
+def _measure(g: Tables) -> None:
+    """Fill the distances, by relaxation to the fixed point, and mark tail calls."""
+    num_states = len(g.is_accepting)
+    changed = True
+    while changed:
+        changed = False
+        # Chains run forwards, so one pass backwards settles most of them.
+        for state in range(num_states - 1, -1, -1):
+            best = np.int64(UNREACHABLE)
+            if g.count_minimum[state] >= 0:
+                call = g.call_start[state]
+                if call == g.call_start[state + 1]:
+                    continue  # its body was cut off
+                body = np.int64(g.distance[g.rule_start[g.call_rule[call]]])
+                g.body_distance[state] = body
+                best = min(best, body * g.count_minimum[state])
+            else:
+                if g.is_accepting[state] == 1:
+                    best = np.int64(0)
+                for edge in range(g.edge_start[state], g.edge_start[state + 1]):
+                    best = min(best, np.int64(g.distance[g.edge_target[edge]]) + 1)
+                for epsilon in range(g.epsilon_start[state], g.epsilon_start[state + 1]):
+                    best = min(best, np.int64(g.distance[g.epsilon_target[epsilon]]))
+                for call in range(g.call_start[state], g.call_start[state + 1]):
+                    there = np.int64(g.distance[g.rule_start[g.call_rule[call]]]) + g.distance[g.call_return[call]]
+                    best = min(best, there)
+            if best < g.distance[state]:
+                g.distance[state] = best
+                changed = True
+    for state in range(num_states):
+        for edge in range(g.edge_start[state], g.edge_start[state + 1]):
+            there = g.distance[g.edge_target[edge]] + 1
+            g.byte_distance[state] = min(g.byte_distance[state], there)
+        for call in range(g.call_start[state], g.call_start[state + 1]):
+            if g.count_minimum[state] < 0 and _only_ends(g, g.call_return[call]):
+                g.call_is_tail[call] = 1
+
+
+@compiled
+def _only_ends(g: Tables, state: int) -> bool:
+    """Tell whether nothing but the end of the rule follows a state."""
+    for _ in range(len(g.is_accepting)):
+        if g.edge_start[state] < g.edge_start[state + 1] or g.call_start[state] < g.call_start[state + 1]:
+            return False
+        if g.is_accepting[state] == 1:
+            return True
+        if g.epsilon_start[state + 1] - g.epsilon_start[state] != 1:
+            return False
+        state = g.epsilon_target[g.epsilon_start[state]]
+    return False
+
+
+def _pruned(g: Tables) -> Tables:
+    """Cut off the edges, epsilons and calls that have no way to the end."""
+    is_productive = g.distance < UNREACHABLE
+    keep_edge = is_productive[g.edge_target]
+    keep_epsilon = is_productive[g.epsilon_target]
+    keep_call = is_productive[g.call_return] & is_productive[g.rule_start[g.call_rule]]
+    if keep_edge.all() and keep_epsilon.all() and keep_call.all():
+        return g
+    return _with_edges(g, keep_edge)._replace(
+        epsilon_start=_kept_rows(g.epsilon_start, keep_epsilon),
+        epsilon_target=g.epsilon_target[keep_epsilon],
+        call_start=_kept_rows(g.call_start, keep_call),
+        call_rule=g.call_rule[keep_call],
+        call_return=g.call_return[keep_call],
+        call_is_tail=g.call_is_tail[keep_call],
+    )
+
+
+def _with_edges(g: Tables, keep_edge: npt.NDArray[np.bool_]) -> Tables:
+    return g._replace(
+        edge_start=_kept_rows(g.edge_start, keep_edge),
+        edge_low=g.edge_low[keep_edge],
+        edge_high=g.edge_high[keep_edge],
+        edge_target=g.edge_target[keep_edge],
+    )
+
+
+def _kept_rows(starts: Int32s, keep: npt.NDArray[np.bool_]) -> Int32s:
+    kept_before = np.zeros(len(keep) + 1, np.int32)
+    np.cumsum(keep, out=kept_before[1:])
+    return kept_before[starts]
