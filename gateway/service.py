@@ -97,7 +97,7 @@ class Gateway:
                 if time.monotonic() - last_logged > 5:
                     last_logged = time.monotonic()
                     _log.info("waiting", reason=error.reason, message=error.message)
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.5)
 
     async def stop(self) -> None:
         """Finish the releases under way, within a second, and disconnect."""

@@ -114,7 +114,7 @@ class ModelWorkerClient:
         except grpc.aio.AioRpcError as error:
             raise self.peer.translate(error) from None
         except VocabularyMismatch as error:
-            raise self.peer.away(f"changes its model just now ({error.message})") from error
+            raise self.peer.away(f"changes its model just now; try again ({error.message})") from error
         except (UnsupportedTokenizerError, ValueError) as error:
             raise ServiceError(
                 f"the tokenizer of the model worker at {self.peer.address} cannot be used: {error}"

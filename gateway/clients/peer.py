@@ -45,12 +45,12 @@ class Peer:
             try:
                 await asyncio.wait_for(self.channel.wait_for_state_change(state), max(left, 0))
             except TimeoutError:
-                raise self.away("cannot be reached") from None
+                raise self.away("cannot be reached; try again, or see whether it runs") from None
 
     def away(self, what: str) -> NotReady:
         """Return the error of a service that is not there."""
         return NotReady(
-            f"the {self.name} service at {self.address} {what}; try again, or see whether it runs",
+            f"the {self.name} service at {self.address} {what}",
             service=self.name,
             address=self.address,
         )
@@ -60,8 +60,8 @@ class Peer:
         said = from_rpc_error(error)
         if isinstance(said, NotReady):
             if "service" in said.metadata:
-                return self.away(f"is not ready ({said.message})")
-            return self.away(f"does not answer ({said.message})")
+                return self.away(f"is not ready: {said.message}")
+            return self.away(f"does not answer; try again, or see whether it runs ({said.message})")
         if isinstance(said, DeadlineExceeded) and not said.metadata:
             return self.late()
         if error.code() is grpc.StatusCode.UNIMPLEMENTED:
@@ -133,7 +133,7 @@ class PairedStream(Generic[Response]):
             yield await self._outgoing.get()
 
     async def _read(self) -> None:
-        broken: ServiceError = self._peer.away("closed the stream")
+        broken: ServiceError = self._peer.away("closed the stream; try again")
         try:
             async for response in self._call:
                 future, timer = self._waiting.pop(response.request_id, (None, None))

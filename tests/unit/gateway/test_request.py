@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from espalier.v1 import gateway_pb2 as pb
+from espalier.v1 import types_pb2
+
+from gateway.request import ChatPrompt, GenerationRequest, TextPrompt, TokenPrompt
+from gateway.servicer import read_generation
+from services.rpckit.status import InvalidRequest
+
+
+def read(**fields: Any) -> GenerationRequest:
+    request = pb.GenerateRequest(generation=pb.Generation(**({"prompt": "hi"} | fields)))
+    # As it would arrive: through the wire format.
+    request = pb.GenerateRequest.FromString(request.SerializeToString())
+    return read_generation(request, request.generation)
+
+
+def chat(*messages: tuple[str, str]) -> pb.Chat:
+    return pb.Chat(messages=[pb.ChatMessage(role=role, content=content) for role, content in messages])
+
+
+SCHEMA = types_pb2.Constraint(json_schema="{}")
+BAD: dict[str, tuple[dict[str, Any], str, str]] = {
+    "no input": ({"prompt": None}, "generation.prompt", "nothing to read"),
+    "empty prompt": ({"prompt": ""}, "generation.prompt", "must not be empty"),
+    "no messages": ({"prompt": None, "chat": pb.Chat()}, "generation.chat.messages", "at least one message"),
+    "unknown role": (
+        {"prompt": None, "chat": chat(("user", "x"), ("tool", "y"))},
+        "generation.chat.messages[1].role",
+        "'tool'; it must be one of system, user, assistant",
+    ),
+    "no tokens": ({"prompt": None, "token_ids": pb.TokenIds()}, "generation.token_ids", "must not be empty"),
+    "max_tokens 0": ({"max_tokens": 0}, "generation.max_tokens", "at least 1"),
+    "negative temperature": (
+        {"sampling": pb.Sampling(temperature=-0.5)},
+        "generation.sampling.temperature",
+        "-0.5; it",
+    ),
+    "hot": ({"sampling": pb.Sampling(temperature=100.5)}, "generation.sampling.temperature", "from 0 to 100"),
+    "NaN": ({"sampling": pb.Sampling(temperature=math.nan)}, "generation.sampling.temperature", "not a number"),
+    "infinite": ({"sampling": pb.Sampling(temperature=math.inf)}, "generation.sampling.temperature", "inf"),
+    "top_p 0": ({"sampling": pb.Sampling(top_p=0)}, "generation.sampling.top_p", "over 0 and at most 1"),
+    "top_p over 1": ({"sampling": pb.Sampling(top_p=1.01)}, "generation.sampling.top_p", "over 0 and at most 1"),
+    "top_p NaN": ({"sampling": pb.Sampling(top_p=math.nan)}, "generation.sampling.top_p", "not a number"),
+    "stop with constraint": ({"stop": ["x"], "constraint": SCHEMA}, "generation.stop", "cannot be combined"),
+    "17 stops": ({"stop": ["x"] * 17}, "generation.stop", "at most 16"),
+    "empty stop": ({"stop": ["x", ""]}, "generation.stop[1]", "1 to 1000"),
+    "long stop": ({"stop": ["x" * 1001]}, "generation.stop[0]", "1001 characters"),
+    "empty constraint": ({"constraint": types_pb2.Constraint()}, "generation.constraint", "is empty"),
+    "empty schema": (
+        {"constraint": types_pb2.Constraint(json_schema="")},
+        "generation.constraint.json_schema",
+        "must not be empty",
+    ),
+    "no choices": (
+        {"constraint": types_pb2.Constraint(choices=types_pb2.Choices())},
+        "generation.constraint.choices",
+        "at least one",
+    ),
+    "empty choice": (
+        {"constraint": types_pb2.Constraint(choices=types_pb2.Choices(values=["a", ""]))},
+        "generation.constraint.choices.values[1]",
+        "must not be empty",
+    ),
+    "options without constraint": (
+        {"compile_options": types_pb2.CompileOptions(whitespace=types_pb2.WHITESPACE_COMPACT)},
+        "generation.compile_options",
+        "no `constraint`",
+    ),
+    "unknown white space": (
+        {"constraint": SCHEMA, "compile_options": types_pb2.CompileOptions(whitespace=9)},  # type: ignore[arg-type]
+        "generation.compile_options.whitespace",
+        "9 is not known",
+    ),
+    "unknown forcing": (
+        {"constraint": SCHEMA, "compile_options": types_pb2.CompileOptions(forcing=9)},  # type: ignore[arg-type]
+        "generation.compile_options.forcing",
+        "9 is not known",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_value_is_named_with_its_range(name: str) -> None:
+    fields, field, message = BAD[name]
+    with pytest.raises(InvalidRequest) as caught:
+        read(**fields)
+    assert caught.value.field == field
+    assert message in caught.value.message
+
+
+@pytest.mark.parametrize("path", ["", "generation", "generation.sampling", "generation.chat.messages[1]"])
+def test_unknown_fields_are_refused_wherever_they_are(path: str) -> None:
+    request = pb.GenerateRequest(
+        generation=pb.Generation(chat=chat(("system", "x"), ("user", "y")), sampling=pb.Sampling(top_k=3))
+    )
+    generation = request.generation
+    inner = {
+        "": request,
+        "generation": generation,
+        "generation.sampling": generation.sampling,
+        "generation.chat.messages[1]": generation.chat.messages[1],
+    }[path]
+    inner.MergeFromString(b"\xc2\x3e\x03abc")  # field 1000, length-delimited
+    with pytest.raises(InvalidRequest, match="field 1000") as caught:
+        read_generation(request, generation)
+    assert (caught.value.field or "").startswith(path)
+
+
+def test_defaults_are_greedy_and_unbounded() -> None:
+    request = read()
+    assert request.prompt == TextPrompt("hi")
+    assert (request.sampling.temperature, request.sampling.top_k, request.sampling.top_p) == (0, 0, 1)
+    assert request.max_tokens is None
+    assert request.constraint is None
+
+
+def test_a_seed_is_kept_and_otherwise_drawn() -> None:
+    assert read(sampling=pb.Sampling(seed=0)).sampling.seed == 0
+    assert read(sampling=pb.Sampling(seed=2**64 - 1)).sampling.seed == 2**64 - 1
+    assert read().sampling.seed != read().sampling.seed
+
+
+def test_every_kind_of_input_and_constraint_arrives() -> None:
+    assert read(prompt=None, token_ids=pb.TokenIds(ids=[5, 6])).prompt == TokenPrompt((5, 6))
+    assert isinstance(read(prompt=None, chat=chat(("user", "안녕 😀"))).prompt, ChatPrompt)
+    for kind in ("json_schema", "lark", "regex", "grammar_name"):
+        constraint = read(constraint=types_pb2.Constraint(**{kind: "x"})).constraint  # type: ignore[arg-type]
+        assert constraint is not None
+        assert (constraint.kind, constraint.text) == (kind, "x")
+    choices = read(constraint=types_pb2.Constraint(choices=types_pb2.Choices(values=["예", "no"]))).constraint
+    assert choices is not None
+    assert choices.choices == ("예", "no")
+
+
+def test_tokens_beyond_the_vocabulary_are_named() -> None:
+    with pytest.raises(InvalidRequest, match="is 300; the model's tokens go from 0 to 299") as caught:
+        TokenPrompt((1, 300)).check(300)
+    assert caught.value.field == "generation.token_ids.ids[1]"
