@@ -1,8 +1,8 @@
 """Time per token, guided against unguided, and the share outside of the forward pass: `make bench`.
 
-The whole stack runs as `espalier up` starts it, on unix sockets, one request at a time. Every case is run once to warm up
-(it compiles the constraint), then several times, the cases in turn, so that a slow minute of the machine hits all alike.
-All numbers are the gateway's own, as every reply carries them. What is timed is greedy, so each run of a case writes the same.
+The whole stack runs as `espalier up` starts it, on unix sockets, one request at a time. Every case is run once to warm
+up (it compiles the constraint), then several times, the cases in turn, so that a slow minute of the machine hits all
+alike. All numbers are the gateway's own, as every reply carries them. Decoding is greedy: each run writes the same.
 """
 
 from __future__ import annotations
