@@ -1,6 +1,7 @@
 """The syntax tree of a regular expression over characters, the same for every dialect.
 
-Greedy and lazy, capturing or not: none of it matters to what is matched, so the tree does not have it.
+Capturing or not does not matter to what is matched, so the tree does not have it. The order of options and laziness matter only where a match may
+stop early (Lark's terminals); a full match tries everything.
 """
 
 from __future__ import annotations
@@ -34,11 +35,12 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Repetition:
-    """`body` from `minimum` to `maximum` times (None: no bound)."""
+    """`body` from `minimum` to `maximum` times (None: no bound); a lazy one tries few before many."""
 
     body: Node
     minimum: int
     maximum: int | None
+    is_lazy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,5 +68,5 @@ def concatenation(parts: list[Node]) -> Node:
 
 
 def choice(options: list[Node]) -> Node:
-    """Return any one of the options, single characters joined into one set where they all are."""
+    """Return any one of the options, without needless nesting."""
     return options[0] if len(options) == 1 else Choice(tuple(options))

@@ -6,15 +6,27 @@ hold of the same text, `Dfa` builds deterministic automata over classes of code 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import TypeVar
 
-from services.constraint.core.grammar import NOTHING, Alternation, Automaton, Bytes, Expression, Repeat, Sequence
+from services.constraint.core.grammar import (
+    NOTHING,
+    Alternation,
+    Automaton,
+    ByteRange,
+    Bytes,
+    Expression,
+    Repeat,
+    Sequence,
+)
 from services.constraint.core.regex import charset, encoding
 from services.constraint.core.regex.ast import Characters, Choice, Concatenation, Node, Repetition
 from services.constraint.core.regex.charset import Ranges
 from services.constraint.core.regex.encoding import Encoding
 from services.rpckit.status import GrammarTooLarge
+
+_State = TypeVar("_State", bound=Hashable)
 
 # States of a nondeterministic automaton that a tree is written out to for a product; about 1 us each.
 MAX_NFA_STATES = 20_000
@@ -103,9 +115,8 @@ def _add_bytes(
             source = num_states
             num_states += 1
         edges.append((source, piece.value[-1], piece.value[-1], target))
-    elif not isinstance(piece, Alternation):
-        assert not isinstance(piece, Automaton | Sequence | Repeat)
-        edges.append((source, piece.low, piece.high, target))  # type: ignore[union-attr]
+    elif isinstance(piece, ByteRange):
+        edges.append((source, piece.low, piece.high, target))
     return num_states
 
 
@@ -115,10 +126,25 @@ def to_dfa(node: Node) -> Dfa:
     Raises:
         GrammarTooLarge: beyond MAX_NFA_STATES or MAX_DFA_STATES.
     """
+    return _determinise(node, stops_early=False)
+
+
+def to_early_dfa(node: Node) -> Dfa:
+    """Return the automaton of the texts p for which a backtracking matcher that need not take everything takes all of p.
+
+    It refuses `ab` for `a|ab`, and `/*a*/*/` for a comment that ends lazily: on these the matcher stops before the end.
+
+    Raises:
+        GrammarTooLarge: beyond MAX_NFA_STATES or MAX_DFA_STATES.
+    """
+    return _determinise(node, stops_early=True)
+
+
+def _determinise(node: Node, *, stops_early: bool) -> Dfa:
     nfa = _Nfa()
     start, accept = nfa.new_state(), nfa.new_state()
     nfa.add(node, start, accept)
-    return nfa.determinise(start, accept)
+    return nfa.determinise(start, accept, stops_early=stops_early)
 
 
 def with_length(dfa: Dfa, minimum: int, maximum: int | None) -> Dfa:
@@ -162,8 +188,10 @@ def complement(dfa: Dfa) -> Dfa:
     return _explore(0, step, lambda state: state not in dfa.accepting)
 
 
-def _explore(start, step, is_accepting) -> Dfa:  # type: ignore[no-untyped-def]
-    """Number the states that are reached from `start`, and drop those from which no accepting one is."""
+def _explore(
+    start: _State, step: Callable[[_State], list[tuple[Ranges, _State]]], is_accepting: Callable[[_State], bool]
+) -> Dfa:
+    """Return the automaton of the states that are reached from `start`, without those from which no accepting one is."""
     numbers = {start: 0}
     order = [start]
     edges: list[list[tuple[Ranges, int]]] = []
@@ -209,25 +237,28 @@ def _reaching(edges: list[list[tuple[Ranges, int]]], accepting: set[int]) -> set
 
 
 class _Nfa:
+    """Thompson's automaton; a state has either one edge or epsilons, whose order is the order in which a backtracking matcher tries them."""
+
     def __init__(self) -> None:
-        self._edges: list[list[tuple[Ranges, int]]] = []
+        self._edge: list[tuple[Ranges, int] | None] = []
         self._epsilons: list[list[int]] = []
 
     def new_state(self) -> int:
-        if len(self._edges) >= MAX_NFA_STATES:
+        if len(self._edge) >= MAX_NFA_STATES:
             raise GrammarTooLarge(
-                f"a pattern written out for a product needs more than {MAX_NFA_STATES} states (limit max_nfa_states); use smaller counts",
+                f"a pattern written out state by state needs more than {MAX_NFA_STATES} states (limit max_nfa_states); use smaller counts",
                 limit="max_nfa_states",
                 value=MAX_NFA_STATES,
             )
-        self._edges.append([])
+        self._edge.append(None)
         self._epsilons.append([])
-        return len(self._edges) - 1
+        return len(self._edge) - 1
 
     def add(self, node: Node, source: int, target: int) -> None:
+        """Connect two states; `source` must be new, so that what it has is in order."""
         match node:
             case Characters(ranges):
-                self._edges[source].append((ranges, target))
+                self._edge[source] = (ranges, target)
             case Concatenation(parts):
                 for part in parts:
                     middle = self.new_state()
@@ -236,74 +267,94 @@ class _Nfa:
                 self._epsilons[source].append(target)
             case Choice(options):
                 for option in options:
-                    self.add(option, source, target)
-            case Repetition(body, minimum, maximum):
-                self._add_repetition(body, minimum, maximum, source, target)
+                    first = self.new_state()
+                    self._epsilons[source].append(first)
+                    self.add(option, first, target)
+            case Repetition():
+                self._add_repetition(node, source, target)
             case _:
                 raise AssertionError(f"an anchor was left in the tree: {node}")
 
-    def _add_repetition(self, body: Node, minimum: int, maximum: int | None, source: int, target: int) -> None:
-        for _ in range(minimum):
+    def _add_repetition(self, node: Repetition, source: int, target: int) -> None:
+        for _ in range(node.minimum):
             middle = self.new_state()
-            self.add(body, source, middle)
+            self.add(node.body, source, middle)
             source = middle
-        if maximum is None:
-            loop = self.new_state()
-            self._epsilons[source].append(loop)
-            self.add(body, loop, loop)
-            self._epsilons[loop].append(target)
+        if node.maximum is None:
+            self._fork(source, node, target, source)
             return
-        for _ in range(maximum - minimum):
-            self._epsilons[source].append(target)
+        for _ in range(node.maximum - node.minimum):
             middle = self.new_state()
-            self.add(body, source, middle)
+            self._fork(source, node, target, middle)
             source = middle
         self._epsilons[source].append(target)
 
-    def determinise(self, start: int, accept: int) -> Dfa:
-        closures: dict[int, frozenset[int]] = {}
+    def _fork(self, source: int, node: Repetition, skip: int, behind: int) -> None:
+        """Let `source` try the body, which leads to `behind`, or `skip`: the body first unless the repetition is lazy."""
+        if self._edge[source] is not None or self._epsilons[source]:
+            raise AssertionError("a state with two ways in one list")
+        first = self.new_state()
+        self._epsilons[source] += [skip, first] if node.is_lazy else [first, skip]
+        self.add(node.body, first, behind)
 
-        def closure(state: int) -> frozenset[int]:
-            known = closures.get(state)
-            if known is None:
-                reached, todo = {state}, [state]
-                while todo:
-                    for target in self._epsilons[todo.pop()]:
-                        if target not in reached:
-                            reached.add(target)
-                            todo.append(target)
-                # Only states with edges, and the accepting one, tell sets apart.
-                known = closures[state] = frozenset(s for s in reached if self._edges[s] or s == accept)
-            return known
+    def _closure(self, state: int, known: dict[int, tuple[int, ...]]) -> tuple[int, ...]:
+        """Return the states with an edge, and the accepting one, that epsilons reach, in order."""
+        if state not in known:
+            reached: dict[int, None] = {}
+            todo = [state]
+            while todo:
+                at = todo.pop()
+                if at not in reached:
+                    reached[at] = None
+                    todo.extend(reversed(self._epsilons[at]))
+            known[state] = tuple(at for at in reached if self._edge[at] is not None or not self._epsilons[at])
+        return known[state]
 
-        def step(states: frozenset[int]) -> list[tuple[Ranges, frozenset[int]]]:
-            out = [edge for state in states for edge in self._edges[state]]
+    def determinise(self, start: int, accept: int, *, stops_early: bool) -> Dfa:
+        """Return the automaton of the texts from start to accept.
+
+        With `stops_early`, whatever a backtracking matcher would try only after a match is cut off, so that the automaton accepts the texts on which
+        such a matcher stops at their very end.
+        """
+        closures: dict[int, tuple[int, ...]] = {}
+
+        def ordered(targets: list[int]) -> tuple[int, ...]:
+            reached = tuple(dict.fromkeys(state for target in targets for state in self._closure(target, closures)))
+            if not stops_early:
+                return tuple(sorted(reached))
+            return reached[: reached.index(accept) + 1] if accept in reached else reached
+
+        def step(states: tuple[int, ...]) -> list[tuple[Ranges, tuple[int, ...]]]:
+            edges = [edge for state in states if (edge := self._edge[state]) is not None]
             return [
-                (ranges, frozenset().union(*(closure(target) for target in targets)))
-                for ranges, targets in _partition(out)
+                (ranges, ordered([edges[index][1] for index in indices]))
+                for ranges, indices in _partition([ranges for ranges, _ in edges])
             ]
 
-        is_accepting: Callable[[frozenset[int]], bool] = lambda states: accept in states  # noqa: E731
-        return _explore(closure(start), step, is_accepting)
+        return _explore(ordered([start]), step, lambda states: accept in states)
 
 
-def _partition(out: list[tuple[Ranges, int]]) -> list[tuple[Ranges, frozenset[int]]]:
-    """Cut overlapping edges into disjoint sets, each with all its targets."""
-    if len(out) == 1:
-        return [(out[0][0], frozenset((out[0][1],)))] if out[0][0] else []
-    events: dict[int, list[tuple[int, int]]] = {}
-    for ranges, target in out:
+def _partition(sets: list[Ranges]) -> list[tuple[Ranges, tuple[int, ...]]]:
+    """Cut overlapping sets into disjoint ones, each with the indices of all sets that contain it."""
+    if len(sets) == 1:
+        return [(sets[0], (0,))] if sets[0] else []
+    events: dict[int, list[tuple[int, bool]]] = {}
+    for index, ranges in enumerate(sets):
         for low, high in ranges:
-            events.setdefault(low, []).append((target, 1))
-            events.setdefault(high + 1, []).append((target, -1))
-    counts: dict[int, int] = {}
-    pieces: dict[frozenset[int], list[tuple[int, int]]] = {}
+            events.setdefault(low, []).append((index, True))
+            events.setdefault(high + 1, []).append((index, False))
+    inside: set[int] = set()
+    pieces: dict[tuple[int, ...], list[tuple[int, int]]] = {}
     start = 0
     for point in sorted(events):
-        targets = frozenset(target for target, count in counts.items() if count)
-        if targets and start < point:
-            pieces.setdefault(targets, []).append((start, point - 1))
-        for target, change in events[point]:
-            counts[target] = counts.get(target, 0) + change
+        if inside and start < point:
+            pieces.setdefault(tuple(sorted(inside)), []).append((start, point - 1))
+        for index, begins in events[point]:
+            if begins:
+                inside.add(index)
+            else:
+                inside.discard(index)
+        # A set's ranges do not touch, but one may end where another begins: enter after leaving.
+        inside.update(index for index, begins in events[point] if begins)
         start = point
-    return [(charset.normalise(ranges), targets) for targets, ranges in pieces.items()]
+    return [(charset.normalise(ranges), indices) for indices, ranges in pieces.items()]

@@ -218,9 +218,9 @@ class _Parser:
                 self._syntax("nothing to repeat: an anchor stands before the quantifier", at)
             if self._peek() == "+" and self._is_python:
                 self._unsupported("possessive quantifier", "a plain one matches the same text in most patterns", at)
-            self._take("?")
+            is_lazy = self._take("?")
             minimum, maximum = bounds
-            atom = Repetition(atom, minimum, maximum)
+            atom = Repetition(atom, minimum, maximum, is_lazy)
             is_repeated = True
 
     def _quantifier(self) -> tuple[int, int | None] | None:

@@ -3,7 +3,24 @@
 from __future__ import annotations
 
 ANNOTATIONS = frozenset(
-    ["title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment", "$schema", "$id", "id", "$anchor", "$vocabulary", "contentEncoding", "contentMediaType", "contentSchema"]
+    [
+        "title",
+        "description",
+        "default",
+        "examples",
+        "deprecated",
+        "readOnly",
+        "writeOnly",
+        "$comment",
+        "$schema",
+        "$id",
+        "id",
+        "$anchor",
+        "$vocabulary",
+        "contentEncoding",
+        "contentMediaType",
+        "contentSchema",
+    ]
 )
 DEFINITIONS = frozenset(("$defs", "definitions"))
 
