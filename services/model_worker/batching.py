@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -55,7 +55,7 @@ class Chunk:
 
 
 def startable(waiting: Iterable[PendingStep], running: Iterable[PendingStep]) -> list[PendingStep]:
-    """Return the waiting steps that no earlier step stands before: steps that name the same sequence keep their order."""
+    """Return the waiting steps that need not wait for an earlier one: those of one sequence keep their order."""
     busy: set[str] = set()
     for pending in running:
         busy |= pending.names
@@ -70,8 +70,8 @@ def startable(waiting: Iterable[PendingStep], running: Iterable[PendingStep]) ->
 def plan_batch(running: Iterable[PendingStep], max_tokens: int, min_prefill_tokens: int) -> list[Chunk]:
     """Fill one forward pass with at most `max_tokens`.
 
-    Decode steps (one token left) come first, oldest first, because others wait for each of them; what is left of the budget goes to
-    longer steps, oldest first, of which the first always gets `min_prefill_tokens` so that it ends some time.
+    Decode steps (one token left) come first, oldest first: they cost little and somebody waits for each of them. What
+    is left goes to longer steps, oldest first; the first always gets `min_prefill_tokens`, so that it ends some time.
     """
     by_age = sorted(running, key=lambda pending: pending.arrived_s)
     short = [pending for pending in by_age if pending.num_left == 1]

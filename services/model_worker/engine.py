@@ -1,6 +1,7 @@
 """The engine: one thread that gathers the steps of all callers and runs them through the model together.
 
-`Engine.step` is the algorithm: forget what nobody waits for, start what can start, run one batch, answer what is finished.
+`Engine.step` is the algorithm: forget what nobody waits for, start what can start, run one batch, answer what is
+finished.
 """
 
 from __future__ import annotations

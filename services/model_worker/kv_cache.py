@@ -1,13 +1,16 @@
 """The paged cache of keys and values.
 
-Tokens live in blocks of `BLOCK_TOKENS`. A block has a reference count: sequences that begin alike share blocks, so that a fork copies
-nothing, and a block goes back to the pool when its last holder lets go. Who writes into a block that others hold copies it first.
+Tokens live in blocks of `BLOCK_TOKENS`. A block has a reference count: a fork shares its parent's blocks and copies
+nothing, and a block goes back to the pool when its last holder lets go. Who writes into a block that others hold copies
+it first.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 
 from services.model_worker.model.attention import BLOCK_TOKENS
@@ -23,9 +26,10 @@ class KvCache:
 
     def __init__(self, config: ModelConfig, num_blocks: int, dtype: torch.dtype) -> None:
         shape = (config.num_hidden_layers, num_blocks, BLOCK_TOKENS, 2, config.num_key_value_heads, config.head_dim)
-        # Zeros, not whatever memory held: a padded row's NaN would survive its attention weight of 0. The pages are
-        # taken from the system only when they are written.
-        self.memory = torch.zeros(shape, dtype=dtype)
+        # Zeros, not whatever memory held: a padded row's NaN would survive its attention weight of 0. NumPy's zeros,
+        # not torch's: their pages are taken from the system only when they are written.
+        zeros = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+        self.memory = torch.from_numpy(zeros).view(dtype).view(shape)
         self.num_blocks = num_blocks
         self._reference_counts = [0] * num_blocks
         self._free = list(range(num_blocks - 1, -1, -1))

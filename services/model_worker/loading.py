@@ -84,7 +84,8 @@ def find_gguf(path: Path) -> Path:
         return path
     if not path.is_dir():
         raise CheckpointError(
-            f"there is no model at {path}: give a GGUF file, a directory that holds one, or `toy` (--model, ESPALIER_MODEL)"
+            f"there is no model at {path}: give a GGUF file, a directory that holds one, or `toy` "
+            "(--model, ESPALIER_MODEL)"
         )
     files = sorted(path.glob("*.gguf"))
     if len(files) == 1:

@@ -32,7 +32,7 @@ class ModelRunner:
         self._cache = cache
 
     def forward(self, inputs: Sequence[RunnerInput]) -> list[Logits]:
-        """Run the new tokens of all sequences in one pass; returns `(num_logit_rows, vocab_size)` for each, in order."""
+        """Run the new tokens of all sequences in one pass; returns rows `(num_logit_rows, vocab_size)` for each."""
         order = plan_order([_slice(item) for item in inputs])
         ordered = [inputs[i] for i in order]
         plan = plan_attention([_slice(item) for item in ordered], self._model.config, self._model.dtype)

@@ -1,7 +1,8 @@
 """Sequences and the steps that change them.
 
-A step is a transaction: `SequenceTable.begin` finds everything it needs (the blocks above all) or raises and changes nothing;
-`Transaction.commit` makes the change, `Transaction.abort` leaves the sequence as it was, even when half of a long prompt has run.
+A step is a transaction: `SequenceTable.begin` takes everything it needs (the blocks above all), or raises and changes
+nothing; `SequenceTable.commit` makes the change. A transaction that is given up instead leaves the sequence as it was,
+even when half of a long prompt has run.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ class WorkerSettings(ServiceSettings):
         128,
         ge=16,
         le=65536,
-        description="Most tokens in one forward pass: longer prompts go in pieces, between which others have their turn.",
+        description="Most tokens in one forward pass; longer prompts go in pieces, others have their turn in between.",
     )
     kv_cache_bytes: int = Field(
         1024 * _MIB, ge=_MIB, description="Memory for keys and values; taken from the system as it is used."

@@ -1,7 +1,8 @@
 """Makes a Hugging Face `tokenizer.json` out of GGUF metadata.
 
-A GGUF file carries tokens, merges and token types, but of the pre-tokenizer only a name (`tokenizer.ggml.pre`); what each name means is
-written down here, and a name that is not here is refused, because text would be cut in other places than in training.
+A GGUF file carries tokens, merges and token types, but of the pre-tokenizer only a name (`tokenizer.ggml.pre`). What
+each name means is written down here; a name that is not here is refused, because text would be cut in other places than
+in training.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def gguf_tokenizer(file: GgufFile) -> TokenizerFiles:
     """Build the tokenizer that the metadata describe.
 
     Raises:
-        CheckpointError: a kind of tokenizer or pre-tokenizer that is not supported, or metadata that contradict each other.
+        CheckpointError: a kind of tokenizer or pre-tokenizer that is not supported, or metadata that do not agree.
     """
     kind = file.require("tokenizer.ggml.model")
     if kind != "gpt2":

@@ -1,1 +1,1 @@
-"""The decoder: configuration, rotary embedding, attention, experts, the stack of blocks, and checkpoints. Knows no gRPC."""
+"""The decoder: configuration, rotary embedding, attention, experts, blocks, checkpoints. Knows no gRPC."""

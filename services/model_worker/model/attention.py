@@ -1,7 +1,7 @@
 """Grouped-query attention over a paged cache.
 
-Shapes: N new tokens of all sequences, B sequences, T new tokens of one sequence, S cached tokens (the new ones among them),
-Hq query heads, Hkv key/value heads, G = Hq / Hkv, D head dimension.
+Shapes: N new tokens of all sequences, B sequences, T new tokens of one sequence, S cached tokens (the new ones among
+them), Hq query heads, Hkv key/value heads, G = Hq / Hkv, D head dimension.
 """
 
 from __future__ import annotations
@@ -132,8 +132,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rotary: Tensor, layer_cache: Tensor, plan: AttentionPlan) -> Tensor:
         """Attend.
 
-        `x`: `(N, hidden_size)`; `rotary`: `(N, 1, D / 2)` complex; `layer_cache`: `(num_blocks, BLOCK_TOKENS, 2, Hkv, D)`,
-        written at the plan's slots. Returns `(N, hidden_size)`.
+        `x`: `(N, hidden_size)`; `rotary`: `(N, 1, D / 2)` complex; `layer_cache`: `(num_blocks, BLOCK_TOKENS, 2, Hkv,
+        D)`, written at the plan's slots. Returns `(N, hidden_size)`.
         """
         qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # (N, Hq + 2 Hkv, D)
         rotate_(qkv[:, : self.num_heads + self.num_kv_heads], rotary)
@@ -145,9 +145,10 @@ class Attention(nn.Module):
         return self.output(joined)  # type: ignore[no-any-return]
 
     def _attend(self, queries: Tensor, layer_cache: Tensor, group: AttentionGroup) -> Tensor:
-        """`queries`: `(B * T, Hq, D)`. Returns `(B * T, Hq * D)`."""
+        """Attend in one group. `queries`: `(B * T, Hq, D)`. Returns `(B * T, Hq * D)`."""
         num_sequences, num_cached = group.num_sequences, group.num_cached_tokens
-        gathered = layer_cache.index_select(0, group.block_ids).unflatten(0, (num_sequences, -1)).flatten(1, 2)
+        gathered = layer_cache.index_select(0, group.block_ids)
+        gathered = gathered.view(num_sequences, -1, *layer_cache.shape[2:])  # (B, blocks * BLOCK_TOKENS, 2, Hkv, D)
         keys = gathered[:, :num_cached, 0].transpose(1, 2)  # (B, Hkv, S, D)
         values = gathered[:, :num_cached, 1].transpose(1, 2)
         # The G query heads that share a key head stand one after another as if they were queries: (B, Hkv, G * T, D).

@@ -30,7 +30,7 @@ def route(router_logits: Tensor, num_experts_per_tok: int, norm_topk_prob: bool)
 def moe_by_definition(x: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     """Say what the block computes: the fast path is tested against this loop.
 
-    `x`: `(N, H)`, `weights` and `expert_ids`: `(N, A)`, `gate_up`: `(E, 2 I, H)`, `down`: `(E, H, I)`. Returns `(N, H)`.
+    `x`: `(N, H)`; `weights`, `expert_ids`: `(N, A)`; `gate_up`: `(E, 2 I, H)`; `down`: `(E, H, I)`. Returns `(N, H)`.
     """
     result = torch.zeros_like(x)
     for token in range(x.shape[0]):

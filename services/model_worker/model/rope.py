@@ -1,8 +1,8 @@
 """Rotary position embedding, as a multiplication of complex numbers.
 
-Coordinates `2i` and `2i + 1` of a head make one complex number (the layout of the original Llama and of GGUF's `llama` files).
-Hugging Face checkpoints pair `i` with `i + head_dim / 2` instead; `interleave_rows` turns their weights into ours, once, at load.
-Both give the same attention: queries and keys are reordered alike, and a dot product does not see the order.
+Coordinates `2i` and `2i + 1` of a head make one complex number: the layout of the original Llama and of GGUF's `llama`
+files. Hugging Face checkpoints pair `i` with `i + head_dim / 2` instead; `interleave_rows` turns their weights into
+ours. Both give the same attention: queries and keys are reordered alike, and a dot product does not see the order.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ def rotary_table(num_positions: int, head_dim: int, theta: float) -> Tensor:
 
     Rounded to float32 at the same places as in `transformers`, because at position 8,000 the difference would show.
     """
-    inverse_frequencies = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)
+    inverse_frequencies: Tensor = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)
     angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), inverse_frequencies)
     return torch.polar(torch.ones_like(angles), angles)
 
 
 def rotate_(heads: Tensor, rotary: Tensor) -> None:
     """Rotate in place. `heads`: `(N, num_heads, head_dim)`, `rotary`: `(N, 1, head_dim / 2)` complex64."""
-    pairs = heads.unflatten(-1, (-1, 2))
+    pairs = heads.view(*heads.shape[:-1], -1, 2)
     if heads.dtype is torch.float32:
         torch.view_as_complex(pairs).mul_(rotary)
     else:
@@ -32,5 +32,5 @@ def rotate_(heads: Tensor, rotary: Tensor) -> None:
 
 def interleave_rows(weight: Tensor, num_heads: int) -> Tensor:
     """Reorder a `(num_heads * head_dim, ...)` projection from Hugging Face's pairs `(i, i + head_dim / 2)` to ours."""
-    by_half = weight.unflatten(0, (num_heads, 2, -1))
+    by_half = weight.view(num_heads, 2, -1, *weight.shape[1:])
     return by_half.transpose(1, 2).reshape(weight.shape)

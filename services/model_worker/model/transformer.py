@@ -38,7 +38,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rotary: Tensor, layer_cache: Tensor, plan: AttentionPlan) -> Tensor:
         """`x`: `(N, hidden_size)` to the same; the others as in `Attention.forward`."""
         x = x + self.attention(self.attention_norm(x), rotary, layer_cache, plan)
-        return x + self.feed_forward(self.feed_forward_norm(x))
+        out: Tensor = x + self.feed_forward(self.feed_forward_norm(x))
+        return out
 
 
 class Transformer(nn.Module):
@@ -63,7 +64,8 @@ class Transformer(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Type of the numbers between layers and in the cache."""
-        return self.norm.weight.dtype
+        dtype: torch.dtype = self.norm.weight.dtype
+        return dtype
 
     @torch.inference_mode()
     def forward(self, token_ids: Tensor, plan: AttentionPlan, cache: Tensor, logit_rows: Tensor) -> Tensor:

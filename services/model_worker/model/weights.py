@@ -1,7 +1,7 @@
 """Reads checkpoints: GGUF files, memory-mapped, every tensor dequantised into the type asked for.
 
-Fails closed: an architecture, a setting or a tensor that this decoder does not know is refused by name, because to leave it out
-would give another model's logits.
+Fails closed: an architecture, a setting or a tensor that this decoder does not know is refused by name, because to
+leave it out would give another model's logits.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import gguf
 import numpy as np
+import numpy.typing as npt
 import structlog
 import torch
 from torch import Tensor
@@ -50,6 +51,19 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message names the file, what is wrong and what would do."""
 
 
+class _Reader(gguf.GGUFReader):  # type: ignore[misc]
+    """The package's reader, twice as fast: it slices `data` a million times, which `numpy.memmap` makes slow."""
+
+    @property  # type: ignore[override]
+    def data(self) -> npt.NDArray[np.uint8]:
+        """The mapped file."""
+        return self._plain_data
+
+    @data.setter
+    def data(self, mapped: npt.NDArray[np.uint8]) -> None:
+        self._plain_data = mapped.view(np.ndarray)
+
+
 class GgufFile:
     """A GGUF file: its metadata as plain values, its tensors mapped into memory."""
 
@@ -68,7 +82,7 @@ class GgufFile:
         if magic != GGUF_MAGIC:
             raise CheckpointError(f"{path} is not a GGUF file: it begins with {magic!r}, not {GGUF_MAGIC!r}")
         try:
-            reader = gguf.GGUFReader(path)
+            reader = _Reader(path)
             self._fields = reader.fields
             self.tensors = {tensor.name: tensor for tensor in reader.tensors}
         except Exception as error:  # the reader raises whatever its parsing meets: IndexError, ValueError, KeyError
@@ -91,9 +105,9 @@ class GgufFile:
             raise CheckpointError(f"{self.path} has no `{key}` in its metadata, so it is not a model that can be run")
         return self.get(key)
 
-    def keys(self) -> Iterator[str]:
-        """Iterate over the names of all metadata."""
-        return iter(self._fields)
+    def keys_under(self, prefix: str) -> Iterator[str]:
+        """Iterate over the names of all metadata that begin with the prefix, without it."""
+        return (key.removeprefix(prefix) for key in self._fields if key.startswith(prefix))
 
 
 def gguf_config(file: GgufFile) -> ModelConfig:
@@ -108,12 +122,10 @@ def gguf_config(file: GgufFile) -> ModelConfig:
             f"{file.path} has the architecture `{architecture}`; supported are: {', '.join(SUPPORTED_ARCHITECTURES)}"
         )
     prefix = f"{architecture}."
-    unknown = sorted(
-        key for key in file.keys() if key.startswith(prefix) and key.removeprefix(prefix) not in _KNOWN_KEYS
-    )
+    unknown = sorted(set(file.keys_under(prefix)) - _KNOWN_KEYS)
     if unknown:
         raise CheckpointError(
-            f"{file.path} asks for {', '.join(f'`{key}` = {file.get(key)}' for key in unknown)}, "
+            f"{file.path} asks for {', '.join(f'`{key}` = {file.get(prefix + key)}' for key in unknown)}, "
             "which this decoder does not implement"
         )
     num_heads = file.require(prefix + "attention.head_count")
@@ -122,7 +134,8 @@ def gguf_config(file: GgufFile) -> ModelConfig:
     for key in ("attention.value_length", "rope.dimension_count"):
         if (file.get(prefix + key) or head_dim) != head_dim:
             raise CheckpointError(
-                f"{file.path} has `{prefix}{key}` = {file.get(prefix + key)}, this decoder needs the head dimension {head_dim}"
+                f"{file.path} has `{prefix}{key}` = {file.get(prefix + key)}, "
+                f"this decoder needs the head dimension {head_dim}"
             )
     num_experts = file.get(prefix + "expert_count") or 1
     embedding = file.tensors.get("token_embd.weight")

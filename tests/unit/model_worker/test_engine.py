@@ -1,0 +1,292 @@
+"""The step protocol, on the toy model, one round at a time. The oracle of all logits is one prefill of the same tokens."""
+
+import numpy as np
+import pytest
+
+from services.model_worker.batching import StepOutcome
+from services.model_worker.sequence import Step
+from services.rpckit.status import (
+    ContextExceeded,
+    InvalidRequest,
+    LeaseExpired,
+    NotReady,
+    OutOfCapacity,
+    PositionMismatch,
+    ServiceError,
+)
+from tests.support.toy_model import TOLERANCE, DrivenEngine, prefill_logits, random_tokens
+
+TOKENS = random_tokens(150)
+
+
+def assert_logits(actual: np.ndarray, expected: np.ndarray) -> None:
+    assert actual.shape == expected.shape
+    np.testing.assert_allclose(actual, expected, atol=TOLERANCE)
+
+
+def test_decode_with_the_cache_is_one_prefill() -> None:
+    driven = DrivenEngine()
+    rows = [driven.one("a", 0, TOKENS[:20]).logits]
+    rows += [driven.one("a", position, TOKENS[position : position + 1]).logits for position in range(20, 60)]
+    assert_logits(np.concatenate(rows), prefill_logits(TOKENS[:60])[19:])
+
+
+@pytest.mark.parametrize("max_batch_tokens", [16, 17, 64, 1000])
+def test_a_prompt_in_pieces_is_the_whole_prompt(max_batch_tokens: int) -> None:
+    driven = DrivenEngine(max_batch_tokens=max_batch_tokens)
+    outcome = driven.one("a", 0, TOKENS, logits="all")
+    assert outcome.position == len(TOKENS)
+    assert_logits(outcome.logits, prefill_logits(TOKENS))
+
+
+def test_logits_come_for_the_rows_that_are_asked_for() -> None:
+    driven = DrivenEngine()
+    assert driven.one("a", 0, TOKENS[:10], logits="none").logits.shape == (0, 300)
+    assert_logits(driven.one("a", 10, TOKENS[10:13]).logits, prefill_logits(TOKENS[:13])[-1:])
+    assert_logits(driven.one("a", 13, TOKENS[13:17], logits="all").logits, prefill_logits(TOKENS[:17])[-4:])
+
+
+def test_sixty_four_sequences_interleaved_are_each_alone() -> None:
+    driven = DrivenEngine(num_blocks=1000)
+    prompts = [random_tokens(5 + 3 * i, seed=i) for i in range(64)]
+    first = driven.run(*(Step(sequence_id=str(i), position=0, token_ids=prompt) for i, prompt in enumerate(prompts)))
+    second = driven.run(
+        *(Step(sequence_id=str(i), position=len(prompt), token_ids=(i + 3,)) for i, prompt in enumerate(prompts))
+    )
+    for i, prompt in enumerate(prompts):
+        expected = prefill_logits([*prompt, i + 3])[-2:]
+        assert_logits(np.concatenate([first[i].logits, second[i].logits]), expected)
+    assert second[0].forward_s == 0.0  # the clock stands; all were in flight
+    assert driven.release(*map(str, range(64)), "never was") == 64
+    assert driven.num_used_blocks == 0
+
+
+@pytest.mark.parametrize("position", [1, 15, 16, 17, 32, 40])
+def test_a_fork_and_its_parent_are_two_fresh_sequences(position: int) -> None:
+    driven = DrivenEngine()
+    driven.one("parent", 0, TOKENS[:40])
+    other = random_tokens(20, seed=9)
+    fork = driven.one("fork", position, other[:1], fork_of="parent")
+    assert_logits(fork.logits, prefill_logits([*TOKENS[:position], other[0]])[-1:])
+    parent = driven.one("parent", 40, TOKENS[40:45], logits="all")
+    assert_logits(parent.logits, prefill_logits(TOKENS[:45])[-5:])
+    fork = driven.one("fork", position + 1, other[1:], logits="all")
+    assert_logits(fork.logits, prefill_logits([*TOKENS[:position], *other])[-19:])
+    driven.release("parent")
+    fork = driven.one("fork", position + 20, TOKENS[:1])
+    assert_logits(fork.logits, prefill_logits([*TOKENS[:position], *other, TOKENS[0]])[-1:])
+    driven.release("fork")
+    assert driven.num_used_blocks == 0
+
+
+def test_a_fork_that_appends_nothing_takes_no_block() -> None:
+    driven = DrivenEngine()
+    driven.one("parent", 0, TOKENS[:40])
+    used = driven.num_used_blocks
+    outcome = driven.one("fork", 39, (), fork_of="parent")
+    assert (outcome.position, len(outcome.logits), driven.num_used_blocks) == (39, 0, used)
+    # Both write into the block that they share; neither sees the other.
+    assert_logits(driven.one("parent", 40, (7,)).logits, prefill_logits([*TOKENS[:40], 7])[-1:])
+    assert_logits(driven.one("fork", 39, (8,)).logits, prefill_logits([*TOKENS[:39], 8])[-1:])
+
+
+@pytest.mark.parametrize("position", [0, 1, 16, 31, 39, 40])
+def test_a_cut_sequence_never_had_what_was_cut(position: int) -> None:
+    driven = DrivenEngine()
+    driven.one("a", 0, TOKENS[:40])
+    outcome = driven.one("a", position, TOKENS[50:60], truncate_to=position, logits="all")
+    assert outcome.position == position + 10
+    assert_logits(outcome.logits, prefill_logits([*TOKENS[:position], *TOKENS[50:60]])[-10:])
+    driven.release("a")
+    assert driven.num_used_blocks == 0
+
+
+def test_a_retry_is_answered_again_and_not_applied_twice() -> None:
+    driven = DrivenEngine()
+    driven.one("a", 0, TOKENS[:20])
+    first = driven.one("a", 20, TOKENS[20:23])
+    again = driven.one("a", 20, TOKENS[20:23])
+    assert again.position == first.position == 23
+    assert again.logits.tobytes() == first.logits.tobytes()
+    # Asked for more than is kept, it is computed again in its place.
+    assert_logits(driven.one("a", 20, TOKENS[20:23], logits="all").logits, prefill_logits(TOKENS[:23])[-3:])
+    assert_logits(driven.one("a", 23, TOKENS[23:24]).logits, prefill_logits(TOKENS[:24])[-1:])
+
+
+def test_a_retried_creation_and_a_retried_fork_are_recognised() -> None:
+    driven = DrivenEngine()
+    assert driven.one("a", 0, TOKENS[:20]).logits.tobytes() == driven.one("a", 0, TOKENS[:20]).logits.tobytes()
+    first = driven.one("b", 10, (5,), fork_of="a")
+    assert driven.one("b", 10, (5,), fork_of="a").logits.tobytes() == first.logits.tobytes()
+
+
+def test_steps_of_one_batch_on_one_sequence_are_applied_in_order() -> None:
+    driven = DrivenEngine()
+    outcomes = driven.run(
+        Step(sequence_id="a", position=0, token_ids=TOKENS[:100]),
+        Step(sequence_id="b", position=50, token_ids=(5,), fork_of="a"),
+        Step(sequence_id="a", position=20, token_ids=(6,), truncate_to=20),
+        Step(sequence_id="c", position=21, token_ids=(7,), fork_of="a"),
+    )
+    expected = [TOKENS[:100], (*TOKENS[:50], 5), (*TOKENS[:20], 6), (*TOKENS[:20], 6, 7)]
+    for outcome, token_ids in zip(outcomes, expected, strict=True):
+        assert isinstance(outcome, StepOutcome)
+        assert_logits(outcome.logits, prefill_logits(token_ids)[-1:])
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        ({"sequence_id": ""}, InvalidRequest),
+        ({"sequence_id": "x" * 129}, InvalidRequest),
+        ({"token_ids": (300,)}, InvalidRequest),
+        ({"token_ids": ()}, InvalidRequest),
+        ({"sequence_id": "new", "position": 0, "token_ids": ()}, InvalidRequest),
+        ({"truncate_to": 3}, InvalidRequest),
+        ({"fork_of": "a"}, InvalidRequest),
+        ({"sequence_id": "b", "fork_of": "a"}, InvalidRequest),
+        ({"sequence_id": "new", "position": 0, "token_ids": (), "fork_of": "a"}, InvalidRequest),
+        ({"token_ids": (3,) * 4090}, ContextExceeded),
+        ({"position": 9}, PositionMismatch),
+        ({"position": 11}, PositionMismatch),
+        ({"position": 11, "truncate_to": 11}, PositionMismatch),
+        ({"position": 0}, PositionMismatch),
+        ({"sequence_id": "new", "position": 11, "fork_of": "a"}, PositionMismatch),
+        ({"sequence_id": "new", "position": 5}, LeaseExpired),
+        ({"sequence_id": "new", "position": 5, "fork_of": "gone"}, LeaseExpired),
+    ],
+)
+def test_a_bad_step_is_refused_and_changes_nothing(fields: dict[str, object], error: type[ServiceError]) -> None:
+    driven = DrivenEngine()
+    driven.one("a", 0, TOKENS[:10])
+    driven.one("b", 0, TOKENS[:3])
+    used = driven.num_used_blocks
+    step = Step(**({"sequence_id": "a", "position": 10, "token_ids": (5,)} | fields))
+    outcomes = driven.run(step, Step(sequence_id="c", position=0, token_ids=TOKENS[:4]))
+    assert type(outcomes[0]) is error
+    assert isinstance(outcomes[1], StepOutcome)
+    assert driven.num_used_blocks == used + 1
+    assert_logits(driven.one("a", 10, (5,)).logits, prefill_logits([*TOKENS[:10], 5])[-1:])
+
+
+def test_numbers_are_in_the_errors() -> None:
+    driven = DrivenEngine(context_length=32)
+    driven.one("a", 0, TOKENS[:10])
+    mismatch, exceeded = driven.run(
+        Step(sequence_id="a", position=12, token_ids=(5,)), Step(sequence_id="b", position=0, token_ids=TOKENS[:33])
+    )
+    assert isinstance(mismatch, PositionMismatch)
+    assert mismatch.metadata == {"position": "12", "sequence_position": "10"}
+    assert isinstance(exceeded, ContextExceeded)
+    assert exceeded.metadata == {"num_tokens": "33", "context_length": "32"}
+
+
+def test_a_full_cache_refuses_and_leaves_the_sequence_as_it_was() -> None:
+    driven = DrivenEngine(num_blocks=4)
+    driven.one("a", 0, TOKENS[:40])
+    driven.one("b", 0, TOKENS[:10])
+    with pytest.raises(OutOfCapacity) as caught:
+        driven.one("a", 5, TOKENS[:60], truncate_to=5)
+    assert caught.value.retry_after_s == 5.0
+    assert_logits(driven.one("a", 40, (5,)).logits, prefill_logits([*TOKENS[:40], 5])[-1:])
+    driven.release("b")
+    assert driven.one("a", 41, TOKENS[:23]).position == 64
+
+
+def test_too_many_sequences_and_too_many_steps_are_refused() -> None:
+    driven = DrivenEngine(max_sequences=1, max_queued_steps=2)
+    driven.one("a", 0, (5,))
+    with pytest.raises(OutOfCapacity, match="1 sequences are open"):
+        driven.one("b", 0, (5,))
+    driven.submit(Step(sequence_id="a", position=1, token_ids=(5,)), Step(sequence_id="a", position=2, token_ids=(5,)))
+    with pytest.raises(OutOfCapacity, match="2 steps are queued"):
+        driven.one("a", 3, (5,))
+
+
+def test_a_lease_ends_when_nobody_uses_the_sequence() -> None:
+    driven = DrivenEngine(lease_s=60)
+    driven.one("idle", 0, TOKENS[:20])
+    driven.one("busy", 0, TOKENS[:20])
+    driven.clock.now_s += 59
+    driven.one("busy", 20, (5,))
+    driven.clock.now_s += 2
+    driven.engine.step()
+    with pytest.raises(LeaseExpired, match="idle"):
+        driven.one("idle", 20, (5,))
+    assert driven.one("busy", 21, (5,)).position == 22
+    driven.release("busy")
+    assert driven.num_used_blocks == 0
+
+
+def test_a_cancelled_step_that_waits_never_runs() -> None:
+    driven = DrivenEngine()
+    driven.one("a", 0, TOKENS[:20])
+    (future,) = driven.submit(Step(sequence_id="a", position=20, token_ids=(5,)))
+    assert future.cancel()
+    driven.engine.step()
+    assert_logits(driven.one("a", 20, (6,)).logits, prefill_logits([*TOKENS[:20], 6])[-1:])
+
+
+@pytest.mark.parametrize("truncate_to", [None, 5])
+def test_a_step_cancelled_half_way_leaves_the_sequence_as_it_was(truncate_to: int | None) -> None:
+    driven = DrivenEngine(max_batch_tokens=16)
+    driven.one("a", 0, TOKENS[:20])
+    used = driven.num_used_blocks
+    position = 20 if truncate_to is None else truncate_to
+    (future,) = driven.submit(
+        Step(sequence_id="a", position=position, token_ids=TOKENS[50:100], truncate_to=truncate_to)
+    )
+    driven.engine.step()
+    driven.engine.step()
+    assert driven.num_used_blocks > used
+    assert future.cancel()
+    driven.engine.step()
+    assert driven.num_used_blocks == used
+    assert_logits(driven.one("a", 20, (6,)).logits, prefill_logits([*TOKENS[:20], 6])[-1:])
+
+
+def test_a_release_drops_the_sequence_and_its_steps() -> None:
+    driven = DrivenEngine(max_batch_tokens=16)
+    futures = driven.submit(
+        Step(sequence_id="a", position=0, token_ids=TOKENS[:100]), Step(sequence_id="a", position=100, token_ids=(5,))
+    )
+    driven.engine.step()
+    assert driven.release("a", "a") == 1
+    assert [type(future.exception(timeout=0)) for future in futures] == [LeaseExpired, LeaseExpired]
+    assert driven.num_used_blocks == 0
+
+
+def test_a_long_prompt_does_not_stall_the_others() -> None:
+    driven = DrivenEngine(max_batch_tokens=32, num_blocks=300)
+    driven.one("short", 0, TOKENS[:4])
+    (long,) = driven.submit(Step(sequence_id="long", position=0, token_ids=random_tokens(2000)))
+    for position in range(4, 34):
+        (short,) = driven.submit(Step(sequence_id="short", position=position, token_ids=(5,)))
+        driven.engine.step()
+        assert short.done()
+    assert not long.done()
+
+
+def test_a_stopped_engine_answers_what_is_left() -> None:
+    driven = DrivenEngine()
+    (queued,) = driven.submit(Step(sequence_id="a", position=0, token_ids=(5,)))
+    driven.engine.stop()
+    driven.engine.start()
+    assert isinstance(queued.exception(timeout=5), NotReady)
+    (late,) = driven.submit(Step(sequence_id="a", position=0, token_ids=(5,)))
+    assert isinstance(late.exception(timeout=0), NotReady)
+    assert driven.engine.release(["a"]).result(timeout=0) == 0
+
+
+def test_a_failed_forward_pass_fails_its_steps_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    driven = DrivenEngine()
+    driven.one("a", 0, TOKENS[:20])
+    used = driven.num_used_blocks
+    with monkeypatch.context() as patch:
+        patch.setattr("services.model_worker.runner.ModelRunner.forward", lambda *_: 1 / 0)
+        outcomes = driven.run(
+            Step(sequence_id="a", position=20, token_ids=(5,)), Step(sequence_id="b", position=0, token_ids=(5,))
+        )
+    assert [type(outcome) for outcome in outcomes] == [ServiceError, ServiceError]
+    assert driven.num_used_blocks == used
+    assert_logits(driven.one("a", 20, (5,)).logits, prefill_logits([*TOKENS[:20], 5])[-1:])
