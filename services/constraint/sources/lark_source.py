@@ -40,7 +40,7 @@ MAX_GRAMMAR_CHARACTERS = 500_000
 START = "start"
 _BUNDLED = frozenset(("common.lark", "python.lark", "unicode.lark", "lark.lark"))
 _ADVICE = {
-    "ESCAPED_STRING": r' common.ESCAPED_STRING uses a look-behind; write  STRING: /"(?:[^"\\\n]|\\[^\n])*"/  instead.',
+    "ESCAPED_STRING": r'. common.ESCAPED_STRING uses a look-behind; write  STRING: /"(?:[^"\\\n]|\\[^\n])*"/  instead.',
 }
 
 
@@ -140,7 +140,9 @@ class _Terminal:
             except (UnsupportedConstruct, GrammarSyntax, GrammarTooLarge) as error:
                 error.metadata["terminal"] = self.name
                 advice = next((text for name, text in _ADVICE.items() if self.name.endswith(name)), "")
-                raise type(error)(f"terminal {self.name}: {error.message}.{advice}", **error.metadata) from None
+                error.message = f"terminal {self.name}: {error.message}{advice}"
+                error.args = (error.message,)
+                raise
         return self._dfa
 
     def expression(self) -> Expression:
