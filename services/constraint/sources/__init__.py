@@ -22,22 +22,22 @@ def build(source: ConstraintSource, options: SourceOptions) -> BuiltSource:
     """
     # Imported here because each brings its library: a process that only ever sees schemas need not load Lark.
     if source.kind == "choices":
-        from services.constraint.sources import choices  # noqa: PLC0415
+        from services.constraint.sources.choices import build as build_choices  # noqa: PLC0415
 
-        return choices.build(source.choices)
+        return build_choices(source.choices)
     if source.text is None:
         raise InvalidRequest(f"a constraint of kind {source.kind} needs its text", field=source.kind)
     if source.kind == "json_schema":
-        from services.constraint.sources import json_schema  # noqa: PLC0415
+        from services.constraint.sources.json_schema import build as build_json_schema  # noqa: PLC0415
 
-        return json_schema.build(source.text, options)
+        return build_json_schema(source.text, options)
     if source.kind == "regex":
-        from services.constraint.sources import regex_source  # noqa: PLC0415
+        from services.constraint.sources.regex_source import build as build_regex_source  # noqa: PLC0415
 
-        return regex_source.build(source.text)
-    from services.constraint.sources import lark_source  # noqa: PLC0415
+        return build_regex_source(source.text)
+    from services.constraint.sources.lark_source import build as build_lark_source  # noqa: PLC0415
 
-    return lark_source.build(source.text)
+    return build_lark_source(source.text)
 
 
 __all__ = ["BuiltSource", "ConstraintSource", "KeywordReport", "Kind", "SourceOptions", "Whitespace", "build"]

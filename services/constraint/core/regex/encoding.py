@@ -182,20 +182,23 @@ def expression(sequences: list[ByteSequence]) -> Expression:
         if len(sequence) == 1 and len(sequence[0]) == 1:
             return ByteRange(*sequence[0][0])
     edges: list[tuple[int, int, int, int]] = []
-    num_states = 2
-    numbers: dict[frozenset[ByteSequence], int] = {frozenset(((),)): 1}
-    todo = [(0, frozenset(sequences))]
-    while todo:
-        state, rest = todo.pop()
+    end = frozenset(((),))
+    numbers: dict[frozenset[ByteSequence], int] = {frozenset(sequences): 0, end: 1}
+    order = [*numbers]
+    accepting = []
+    for rest in order:
+        state = numbers[rest]
         by_first: dict[ByteClass, set[ByteSequence]] = {}
         for sequence in rest:
-            by_first.setdefault(sequence[0], set()).add(sequence[1:])
+            if sequence:
+                by_first.setdefault(sequence[0], set()).add(sequence[1:])
+            else:
+                accepting.append(state)
         for first, following in by_first.items():
             key = frozenset(following)
             target = numbers.get(key)
             if target is None:
-                target = numbers[key] = num_states
-                num_states += 1
-                todo.append((target, key))
+                target = numbers[key] = len(order)
+                order.append(key)
             edges.extend((state, low, high, target) for low, high in first)
-    return Automaton(0, (1,), tuple(sorted(edges)))
+    return Automaton(0, tuple(accepting), tuple(sorted(edges)))
