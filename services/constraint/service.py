@@ -94,7 +94,7 @@ class ConstraintService:
 
     async def start(self) -> None:
         """Start processes, wait for the worker, and make its vocabulary's trie."""
-        await asyncio.gather(self._processes.start(), self._wait_for_vocabulary())
+        await asyncio.gather(self._processes.start(), self._validators.start(), self._wait_for_vocabulary())
 
     async def stop(self) -> None:
         """Let go of everything."""
