@@ -125,7 +125,7 @@ def gguf_config(file: GgufFile) -> ModelConfig:
     unknown = sorted(set(file.keys_under(prefix)) - _KNOWN_KEYS)
     if unknown:
         raise CheckpointError(
-            f"{file.path} asks for {', '.join(f'`{key}` = {file.get(prefix + key)}' for key in unknown)}, "
+            f"{file.path} asks for {', '.join(f'`{prefix}{key}` = {file.get(prefix + key)}' for key in unknown)}, "
             "which this decoder does not implement"
         )
     num_heads = file.require(prefix + "attention.head_count")

@@ -1,4 +1,4 @@
-"""The step protocol, on the toy model, one round at a time. The oracle of all logits is one prefill of the same tokens."""
+"""The step protocol, on the toy model, one round at a time. The oracle of all logits is one prefill of the tokens."""
 
 import numpy as np
 import pytest
