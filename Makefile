@@ -1,5 +1,7 @@
 # Needs Python 3.11 or later and nothing else; everything is installed into .venv under your own pip settings.
-PYTHON ?= $(firstword $(foreach name,python3.13 python3.12 python3.11 python3,$(shell command -v $(name))))
+# The first that runs and is new enough: a name on PATH alone may be a version manager's empty shell.
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
 BIN := .venv/bin
 RELEASED := protos/released.binpb
 
@@ -25,10 +27,10 @@ test-e2e: install model  ## Run the tests with the real model
 	@$(BIN)/python -m pytest tests/e2e
 
 install:  ## Create .venv with all that development needs
-	@$(PYTHON) deploy/install.py dev
+	@$(if $(PYTHON),,$(error Espalier needs Python 3.11 or later on PATH, or PYTHON=/path/to/it))$(PYTHON) deploy/install.py dev
 
 install-run:  ## Create .venv with all that running needs
-	@$(PYTHON) deploy/install.py all
+	@$(if $(PYTHON),,$(error Espalier needs Python 3.11 or later on PATH, or PYTHON=/path/to/it))$(PYTHON) deploy/install.py all
 
 proto: install  ## Generate the stubs of protos/ into gen/
 	@$(BIN)/python protos/generate.py
@@ -40,15 +42,15 @@ format: install  ## Format and sort imports
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-lint: install
+lint: install  ## Check style and formatting
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
-typecheck: install
+typecheck: install  ## Check types, strictly
 	@$(BIN)/mypy
 
 # The comparison is with an image in the repository, so that it works in a shallow clone and without one.
-buf: install
+buf: install  ## Lint the contract and check that nothing released breaks
 	@$(BIN)/buf lint protos
 	@$(BIN)/buf format protos --diff --exit-code
 	@$(BIN)/buf breaking protos --against $(RELEASED)

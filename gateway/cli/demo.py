@@ -23,17 +23,25 @@ from gateway.cli.up import private_directory
 from services.rpckit.status import ServiceError
 
 _TIMEOUT_S = 300.0
+_TABLE_WIDTH = 110
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Something to write: a title, what the user asks, the constraint and its name."""
+    """Something to write: what the user asks, after a worked example where there is one, and the constraint."""
 
     title: str
     question: str
     constraint: Any
     constraint_name: str
     max_tokens: int
+    example: tuple[tuple[str, str], ...] = ()
+    """(role, content) pairs that go before the question; a model this small needs to see one."""
+
+    @property
+    def chat(self) -> list[tuple[str, str]]:
+        """The whole conversation."""
+        return [*self.example, ("user", self.question)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +81,7 @@ async def run(model_path: str, *, is_verbose: bool) -> int:
         except ServiceError as error:
             show(error)
             return 1
+    console.width = max(console.width, _TABLE_WIDTH)
     console.print(_table(outcomes))
     num_validated = sum(outcome.result.is_validated for outcome in outcomes)
     console.print(f"{num_validated} of {len(outcomes)} results validated; everything is stopped")
@@ -81,16 +90,13 @@ async def run(model_path: str, *, is_verbose: bool) -> int:
 
 def tasks() -> list[Task]:
     """Make the tasks from the files in `demo_data`."""
-    documents = {
-        "changelog": ("a Debian changelog entry", "package, version, urgency, fixed CVEs and maintainer"),
-        "email": ("an e-mail", "sender, recipient, subject, year and whether it asks a question"),
-        "korean": ("a text in Korean", "what it says of the programming language"),
-    }
+    documents = {"changelog": "a Debian changelog entry", "email": "an e-mail", "korean": "a text in Korean"}
     made = []
-    for name, (title, what) in documents.items():
-        schema = _data(f"{name}.schema.json")
-        question = f"Extract {what} from this text as JSON.\n\n{_data(f'{name}.txt')}"
-        made.append(Task(title, question, make_constraint("json_schema", schema), f"{name}.schema.json", 200))
+    for name, title in documents.items():
+        ask = "Extract the record from this text as JSON.\n\n"
+        example = (("user", ask + _data(f"{name}.example.txt")), ("assistant", _data(f"{name}.example.json").strip()))
+        schema = make_constraint("json_schema", _data(f"{name}.schema.json"))
+        made.append(Task(title, ask + _data(f"{name}.txt"), schema, f"{name}.schema.json", 200, example))
     question = "Name three fruits and the colour of each."
     made.append(Task("a question", question, make_constraint("lark", _data("answer.lark")), "answer.lark", 100))
     return made
@@ -115,7 +121,7 @@ def _do(task: Task, client: GatewayClient, console: Console) -> Outcome:
     console.print(Text(task.question.rstrip(), style="italic dim"))
     console.print()
     generation = make_generation(
-        chat=[("user", task.question)], constraint=task.constraint, whitespace="spaced", max_tokens=task.max_tokens
+        chat=task.chat, constraint=task.constraint, whitespace="spaced", max_tokens=task.max_tokens
     )
     text = ""
     result: Any = None
