@@ -1,0 +1,93 @@
+"""Random patterns: the automata take what Python's `re` takes."""
+
+import json
+import re
+
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from services.constraint.core.grammar import Grammar
+from services.constraint.core.regex import anchors, automaton, charset, encoding
+from services.constraint.core.regex.parse import parse
+from services.constraint.sources import ConstraintSource, SourceOptions, build
+from services.constraint.validation.ecma import compiled
+from tests.support.derivation import matches
+
+ALPHABET = "abA1 _é한🦜-\n\u2028\"\\"
+ATOMS = st.sampled_from(["a", "b", "A", "1", "é", "한", "🦜", ".", r"\d", r"\w", r"\s", r"\S", r"\W", "[a-z]", "[^a]", r"[^\w]", "[한🦜]", r"[\s\d]", r"\-", "(?:)", r"\n",
+                         "[A-Z_-]", r"\\", '"', "[é-힣]"])  # fmt: skip
+COUNTS = st.sampled_from(["*", "+", "?", "{2}", "{1,3}", "{2,}", "*?", "+?", "??", "{0,2}?", "{0}"])
+PATTERNS = st.recursive(
+    ATOMS,
+    lambda inner: st.lists(inner, min_size=1, max_size=3).map("".join)
+    | st.lists(inner, min_size=2, max_size=3).map(lambda options: "(?:" + "|".join(options) + ")")
+    | st.tuples(inner, COUNTS).map(lambda pair: f"(?:{pair[0]}){pair[1]}"),
+    max_leaves=6,
+)
+TEXTS = st.text(ALPHABET, max_size=6)
+
+
+@settings(max_examples=150, deadline=None)
+@given(pattern=PATTERNS, flags=st.sampled_from(["", "(?i)", "(?s)", "(?a)", "(?is)"]), texts=st.lists(TEXTS, min_size=3, max_size=6))
+def test_python_full_match(pattern: str, flags: str, texts: list[str]) -> None:
+    grammar = build(ConstraintSource("regex", flags + pattern), SourceOptions()).grammar
+    for text in texts:
+        assert matches(grammar, text.encode()) == bool(re.fullmatch(flags + pattern, text)), text
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    options=st.lists(st.tuples(st.sampled_from(["", "^"]), PATTERNS, st.sampled_from(["", "$"])), min_size=1, max_size=2),
+    texts=st.lists(TEXTS, min_size=3, max_size=6),
+)
+def test_ecma_search_inside_a_json_string(options: list[tuple[str, str, str]], texts: list[str]) -> None:
+    pattern = "|".join(map("".join, options))
+    tree = anchors.search(parse(pattern, "ecma"), pattern)
+    expression = automaton.to_expression(tree, encoding.json_plain)
+    grammar = Grammar("start", {"start": expression})
+    dfa = automaton.to_dfa(tree)
+    for text in texts:
+        is_found = bool(compiled(pattern).search(text))
+        assert matches(grammar, json.dumps(text, ensure_ascii=False)[1:-1].encode()) == is_found, text
+        assert dfa.matches(text) == is_found, text
+
+
+@settings(max_examples=100, deadline=None)
+@given(a=PATTERNS, b=PATTERNS, low=st.integers(0, 3), extra=st.integers(0, 3) | st.none(), texts=st.lists(TEXTS, min_size=5, max_size=8))
+def test_products(a: str, b: str, low: int, extra: int | None, texts: list[str]) -> None:
+    left, right = automaton.to_dfa(parse(a, "python")), automaton.to_dfa(parse(b, "python"))
+    high = None if extra is None else low + extra
+    both, neither = automaton.intersect(left, right), automaton.complement(left)
+    counted = automaton.with_length(left, low, high)
+    for text in texts:
+        assert both.matches(text) == (left.matches(text) and right.matches(text))
+        assert neither.matches(text) != left.matches(text)
+        assert counted.matches(text) == (left.matches(text) and low <= len(text) and (high is None or len(text) <= high))
+
+
+@settings(max_examples=150, deadline=None)
+@given(pattern=PATTERNS, text=TEXTS)
+def test_a_matcher_that_may_stop_early(pattern: str, text: str) -> None:
+    dfa = automaton.to_early_dfa(parse(pattern, "python"))
+    found = re.match(pattern, text)
+    assert dfa.matches(text) == (found is not None and found.end() == len(text))
+
+
+@settings(max_examples=200, deadline=None)
+@given(ranges=st.lists(st.tuples(st.integers(0, 0x10FFFF), st.integers(0, 3000)), min_size=1, max_size=4), data=st.data())
+def test_encodings(ranges: list[tuple[int, int]], data: st.DataObject) -> None:
+    members = charset.normalise((low, min(low + span, 0x10FFFF)) for low, span in ranges)
+    assume(members)
+    edges = [point for low, high in members for point in (low, high, low - 1, high + 1) if 0 <= point <= 0x10FFFF]
+    code_point = data.draw(st.sampled_from(edges) | st.integers(0, 0x10FFFF))
+    assume(not 0xD800 <= code_point <= 0xDFFF)
+    char = chr(code_point)
+    is_member = any(low <= code_point <= high for low, high in members)
+    for encode, spellings in (
+        (encoding.utf8, [char]),
+        (encoding.json_plain, [json.dumps(char, ensure_ascii=False)[1:-1]]),
+        (encoding.json_any, [json.dumps(char, ensure_ascii=False)[1:-1], json.dumps(char)[1:-1]]),
+    ):
+        grammar = Grammar("start", {"start": encoding.characters(members, encode)})
+        for spelling in spellings:
+            assert matches(grammar, spelling.encode()) == is_member, (encode, spelling)
