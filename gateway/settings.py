@@ -30,7 +30,7 @@ class GatewaySettings(ServiceSettings):
     max_advance_s: float = Field(30.0, gt=0, description="Time of one answer of the constraint service to a token.")
     max_input_bytes: int = Field(16 << 20, ge=1, description="Largest prompt or conversation, before it is tokenized.")
     forced_grace_ms: float = Field(
-        1.0,
+        2.0,
         ge=0,
         le=100,
         description="How long a drawn token waits for the tokens forced behind it, to share their step; 0: never.",

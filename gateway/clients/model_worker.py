@@ -46,7 +46,7 @@ class ModelWorkerClient:
     """Calls the worker at one address. The vocabulary is kept until the worker answers with another digest."""
 
     def __init__(self, address: str, *, step_timeout_s: float) -> None:
-        self.peer = Peer("model-worker", address)
+        self.peer = Peer("worker", address)
         self._step_timeout_s = step_timeout_s
         self._stub = model_worker_pb2_grpc.ModelWorkerServiceStub(self.peer.channel)
         self._model: Model | None = None

@@ -21,7 +21,7 @@ class Peer:
     """One service at one address. The channel connects when it is first used, and again after a break."""
 
     def __init__(self, name: str, address: str) -> None:
-        """`name` is what errors call the service, for example `model-worker`."""
+        """`name` is what errors call the service, for example `worker`."""
         self.name = name
         self.address = address
         self.channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)

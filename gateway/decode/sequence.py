@@ -65,7 +65,7 @@ class ModelSequence:
             except LeaseExpired as error:
                 if len(self._ids) > _MAX_RESTARTS:
                     raise NotReady(
-                        f"the model worker lost the sequence more than once: {error.message}", service="model-worker"
+                        f"the model worker lost the sequence more than once: {error.message}", service="worker"
                     ) from error
                 self._ids.append(f"{self._base_id}-{len(self._ids)}")
                 everything, self._token_ids = self._token_ids, []
