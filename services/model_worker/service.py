@@ -11,8 +11,9 @@ from services.model_worker.engine import Engine
 from services.model_worker.kv_cache import KvCache, blocks_within
 from services.model_worker.loading import LoadedModel, load_model
 from services.model_worker.model.attention import BLOCK_TOKENS
+from services.model_worker.model.weights import CheckpointError
 from services.model_worker.settings import WorkerSettings
-from services.rpckit.status import NotReady
+from services.rpckit.status import InvalidRequest, NotReady
 
 _log = structlog.get_logger()
 
@@ -63,13 +64,17 @@ class WorkerService:
     def _load(self) -> None:
         settings = self._settings
         torch.set_num_threads(settings.num_threads)
-        loaded = load_model(settings.model, getattr(torch, settings.dtype))
+        try:
+            loaded = load_model(settings.model, getattr(torch, settings.dtype))
+        except CheckpointError as error:
+            raise InvalidRequest(str(error), field="model") from None
         config, dtype = loaded.model.config, loaded.model.dtype
         num_blocks = min(blocks_within(config, settings.kv_cache_bytes, dtype), _MAX_BLOCKS)
         if num_blocks == 0:
-            raise ValueError(
+            raise InvalidRequest(
                 f"kv_cache_bytes is {settings.kv_cache_bytes}, but {BLOCK_TOKENS} tokens of this model already need "
-                f"{BLOCK_TOKENS * config.kv_values_per_token * dtype.itemsize}"
+                f"{BLOCK_TOKENS * config.kv_values_per_token * dtype.itemsize}",
+                field="kv_cache_bytes",
             )
         self.context_length = min(config.context_length, num_blocks * BLOCK_TOKENS)
         if self.context_length < config.context_length:

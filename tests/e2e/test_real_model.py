@@ -1,4 +1,4 @@
-"""SmolLM2 against `transformers` on the same file: logits, greedy tokens, and a tokenizer that cuts as the original does."""
+"""SmolLM2 against `transformers` on the same file: logits, greedy tokens, where text is cut."""
 
 from functools import cache
 
@@ -51,14 +51,18 @@ def test_logits_are_those_of_transformers() -> None:
 def test_greedy_tokens_are_those_of_transformers() -> None:
     token_ids = vocabulary().encode_chat("<|im_start|>user\nName three rivers.<|im_end|>\n<|im_start|>assistant\n")
     with torch.inference_mode():
-        expected = oracle().generate(
-            torch.tensor([token_ids]),
-            attention_mask=torch.ones(1, len(token_ids), dtype=torch.int64),
-            max_new_tokens=24,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )[0, len(token_ids) :].tolist()
+        expected = (
+            oracle()
+            .generate(
+                torch.tensor([token_ids]),
+                attention_mask=torch.ones(1, len(token_ids), dtype=torch.int64),
+                max_new_tokens=24,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+            )[0, len(token_ids) :]
+            .tolist()
+        )
     logits = prefill_logits([*token_ids, *expected], loaded().model)
     assert logits[len(token_ids) - 1 : -1].argmax(axis=1).tolist() == expected
 

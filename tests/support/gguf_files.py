@@ -1,4 +1,4 @@
-"""Small GGUF files, written by the `gguf` package: a whole model of random weights, with whatever a test wants wrong."""
+"""Small GGUF files, written by the `gguf` package: a model of random weights, with what a test wants wrong."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from services.model_worker.model.config import ModelConfig
+from services.model_worker.model.linear import Linear
 from services.model_worker.model.rope import rotate_
 
 BLOCK_TOKENS = 16
@@ -126,8 +127,8 @@ class Attention(nn.Module):
         self.num_kv_heads = config.num_key_value_heads
         self.head_dim = config.head_dim
         num_all_heads = self.num_heads + 2 * self.num_kv_heads
-        self.qkv = nn.Linear(config.hidden_size, num_all_heads * self.head_dim, bias=False)
-        self.output = nn.Linear(self.num_heads * self.head_dim, config.hidden_size, bias=False)
+        self.qkv = Linear(config.hidden_size, num_all_heads * self.head_dim)
+        self.output = Linear(self.num_heads * self.head_dim, config.hidden_size)
 
     def forward(self, x: Tensor, rotary: Tensor, layer_cache: Tensor, plan: AttentionPlan) -> Tensor:
         """Attend.
@@ -142,7 +143,8 @@ class Attention(nn.Module):
         queries = qkv[:, : self.num_heads]
         attended = [self._attend(queries[group.rows], layer_cache, group) for group in plan.groups]
         joined = attended[0] if len(attended) == 1 else torch.cat(attended)
-        return self.output(joined)  # type: ignore[no-any-return]
+        projected: Tensor = self.output(joined)
+        return projected
 
     def _attend(self, queries: Tensor, layer_cache: Tensor, group: AttentionGroup) -> Tensor:
         """Attend in one group. `queries`: `(B * T, Hq, D)`. Returns `(B * T, Hq * D)`."""

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from services.model_worker.model.config import ModelConfig
+from services.model_worker.model.linear import Linear, unloaded
 
 
 def expert_forward(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
@@ -65,13 +66,14 @@ class DenseFeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_up = Linear(config.hidden_size, 2 * config.intermediate_size)
+        self.down = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, H)` to `(N, H)`."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate).mul_(up))  # type: ignore[no-any-return]
+        out: Tensor = self.down(F.silu(gate).mul_(up))
+        return out
 
 
 class MoeFeedForward(nn.Module):
@@ -82,9 +84,9 @@ class MoeFeedForward(nn.Module):
         self.num_experts_per_tok = config.num_experts_per_tok
         self.norm_topk_prob = config.norm_topk_prob
         num_experts, hidden, inner = config.num_experts, config.hidden_size, config.intermediate_size
-        self.router = nn.Linear(hidden, num_experts, bias=False)
-        self.gate_up = nn.Parameter(torch.empty(num_experts, 2 * inner, hidden))
-        self.down = nn.Parameter(torch.empty(num_experts, hidden, inner))
+        self.router = Linear(hidden, num_experts)
+        self.gate_up = unloaded(num_experts, 2 * inner, hidden)
+        self.down = unloaded(num_experts, hidden, inner)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, H)` to `(N, H)`."""

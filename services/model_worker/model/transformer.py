@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from services.model_worker.model.attention import Attention, AttentionPlan
 from services.model_worker.model.config import ModelConfig
+from services.model_worker.model.linear import Embedding, Linear, unloaded
 from services.model_worker.model.moe import feed_forward
 from services.model_worker.model.rope import rotary_table
 
@@ -18,7 +19,7 @@ class RmsNorm(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.eps = config.rms_norm_eps
-        self.weight = nn.Parameter(torch.empty(config.hidden_size))
+        self.weight = unloaded(config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, hidden_size)` to the same."""
@@ -50,11 +51,10 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        with torch.device("meta"):
-            self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-            self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
-            self.norm = RmsNorm(config)
-            self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.embedding = Embedding(config.vocab_size, config.hidden_size)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = RmsNorm(config)
+        self.head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
             self.head.weight = self.embedding.weight
         self.register_buffer(
@@ -78,7 +78,8 @@ class Transformer(nn.Module):
         rotary = self.rotary[plan.positions].unsqueeze(1)
         for layer, block in enumerate(self.blocks):
             x = block(x, rotary, cache[layer], plan)
-        return self.head(self.norm(x[logit_rows])).float()  # type: ignore[no-any-return]
+        logits: Tensor = self.head(self.norm(x[logit_rows])).float()
+        return logits
 
     def num_parameters(self) -> int:
         """Count all parameters, shared ones once."""

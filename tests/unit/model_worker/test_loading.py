@@ -1,4 +1,4 @@
-"""Checkpoints good and bad, tokenizers out of GGUF, the toy. The oracle of logits is `transformers` on the same file."""
+"""Checkpoints good and bad, tokenizers out of GGUF, the toy; `transformers` on the same file is the oracle."""
 
 from pathlib import Path
 
@@ -60,7 +60,7 @@ def test_a_directory_means_the_file_in_it(tmp_path: Path) -> None:
 
 
 def test_a_model_that_is_not_there_is_refused_by_path(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no model at .*nowhere"):
+    with pytest.raises(CheckpointError, match=r"no model at .*nowhere"):
         load_model(str(tmp_path / "nowhere"), torch.float32)
     with pytest.raises(CheckpointError, match="holds no weights"):
         load_model(str(tmp_path), torch.float32)
@@ -87,13 +87,19 @@ def test_a_file_that_is_no_gguf_and_one_that_is_cut_are_refused(tmp_path: Path) 
         ({"tokenizer__ggml__eos_token_id": 5000}, "eos_token_id` = 5000, but only 282 tokens"),
         ({"tokenizer__ggml__token_type": [1, 1]}, "282 tokens but 2 token types"),
         ({"tokenizer__ggml__merges": ["x yzzy"]}, "do not fit together"),
-        ({"llama__rope__scaling__type": "yarn"}, "`llama.rope.scaling.type` = yarn, which this decoder does not implement"),
+        (
+            {"llama__rope__scaling__type": "yarn"},
+            "`llama.rope.scaling.type` = yarn, which this decoder does not implement",
+        ),
         ({"llama__block_count": None}, "no `llama.block_count`"),
         ({"llama__block_count": 3}, "lacks 9 tensors: blk.2.attn_k.weight, .*…"),
         ({"llama__block_count": 1}, "9 tensors that this decoder does not implement: blk.1.attn_k.weight"),
         ({"llama__feed_forward_length": 95}, r"ffn_gate.weight \+ blk.0.ffn_up.weight has the shape \(192, 64\)"),
         ({"llama__attention__head_count_kv": 3}, r"num_attention_heads \(4\) must be a multiple"),
-        ({"llama__rope__dimension_count": 8}, "`llama.rope.dimension_count` = 8, this decoder needs the head dimension 16"),
+        (
+            {"llama__rope__dimension_count": 8},
+            "`llama.rope.dimension_count` = 8, this decoder needs the head dimension 16",
+        ),
     ],
 )
 def test_what_cannot_be_run_is_refused_by_name(tmp_path: Path, changes: dict[str, object], message: str) -> None:
