@@ -47,7 +47,7 @@ from services.constraint.sources.json_schema.nodes import (
 from services.constraint.sources.json_schema.schema import Schema
 from services.constraint.sources.json_schema.strings import ANY_STRING, PLAIN_STRING, string
 from services.constraint.sources.source import Whitespace
-from services.rpckit.status import GrammarTooLarge, UnsatisfiableGrammar, UnsupportedConstruct
+from services.rpckit.status import GrammarSyntax, GrammarTooLarge, UnsatisfiableGrammar, UnsupportedConstruct
 
 # Line breaks are followed by at most this many spaces or tabs (the contract's WHITESPACE_BOUNDED).
 MAX_INDENT = 40
@@ -211,8 +211,10 @@ class _Lowering:
         if key not in self._shared:
             try:
                 expression = string(node)
-            except (UnsupportedConstruct, GrammarTooLarge) as error:
-                error.metadata.setdefault("pointer", f"{node.pointer}/pattern")
+            except (GrammarSyntax, UnsupportedConstruct, GrammarTooLarge) as error:
+                pointer = error.metadata.setdefault("pointer", f"{node.pointer}/pattern")
+                error.message = f"{pointer}: {error.message}"
+                error.args = (error.message,)
                 raise
             self._shared[key] = expression if expression is NOTHING else self._rule(lambda: expression, "string")
         return self._shared[key]

@@ -1,0 +1,137 @@
+"""Bad input of every kind gets the error it deserves, with the place and what to do."""
+
+import json
+
+import pytest
+
+from services.constraint.core.engine import compile_grammar
+from services.constraint.sources import ConstraintSource, SourceOptions, build
+from services.constraint.sources.source import Kind
+from services.rpckit.status import (
+    GrammarSyntax,
+    GrammarTooLarge,
+    InvalidRequest,
+    ServiceError,
+    UnsatisfiableGrammar,
+    UnsupportedConstruct,
+)
+
+
+def error_of(kind: Kind, text: str) -> ServiceError:
+    with pytest.raises(ServiceError) as caught:
+        compile_grammar(build(ConstraintSource(kind, text), SourceOptions()).grammar)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "metadata"),
+    [
+        ('{"type": "string"', GrammarSyntax, {"line": "1", "column": "18"}),
+        ("", GrammarSyntax, {"line": "1"}),
+        ("[]", GrammarSyntax, {"pointer": ""}),
+        ("NaN", GrammarSyntax, {}),
+        ('{"minimum": NaN}', GrammarSyntax, {}),
+        ('{"a": 1, "a": 2}', GrammarSyntax, {"key": "a"}),
+        ('{"const": "\\ud800"}', GrammarSyntax, {}),
+        ('{"type": "text"}', GrammarSyntax, {"pointer": "/type"}),
+        ('{"type": []}', GrammarSyntax, {"pointer": "/type"}),
+        ('{"properties": {"a": {"minLength": "3"}}}', GrammarSyntax, {"pointer": "/properties/a/minLength"}),
+        ('{"minLength": -1}', GrammarSyntax, {"pointer": "/minLength"}),
+        ('{"minLength": 1.5}', GrammarSyntax, {"pointer": "/minLength"}),
+        ('{"minimum": null}', GrammarSyntax, {"pointer": "/minimum"}),
+        ('{"properties": {"a/b": 3}}', GrammarSyntax, {"pointer": "/properties/a~1b"}),
+        ('{"required": "a"}', GrammarSyntax, {"pointer": "/required"}),
+        ('{"anyOf": []}', GrammarSyntax, {"pointer": "/anyOf"}),
+        ('{"items": [{}]}', GrammarSyntax, {"pointer": "/items"}),
+        ('{"exclusiveMinimum": true}', GrammarSyntax, {"pointer": "/exclusiveMinimum"}),
+        ('{"pattern": "a("}', GrammarSyntax, {"position": "1", "pointer": "/pattern"}),
+        ('{"pattern": "(?=a)"}', UnsupportedConstruct, {"name": "look-ahead", "position": "0", "pointer": "/pattern"}),
+        ('{"pattern": "a^b"}', UnsupportedConstruct, {"name": "^", "position": "1"}),
+        ('{"properties": {"x": {"not": {}}}}', UnsupportedConstruct, {"keyword": "not", "pointer": "/properties/x/not"}),
+        ('{"uniqueItems": true}', UnsupportedConstruct, {"pointer": "/uniqueItems"}),
+        ('{"patternProperties": {"^a": {}}}', UnsupportedConstruct, {"pointer": "/patternProperties"}),
+        ('{"format": "iri"}', UnsupportedConstruct, {"pointer": "/format"}),
+        ('{"oneOf": [{"type": "integer"}, {"minimum": 2}]}', UnsupportedConstruct, {"pointer": "/oneOf"}),
+        ('{"$ref": "https://example.com/s.json"}', UnsupportedConstruct, {"pointer": "/$ref"}),
+        ('{"$ref": "#/$defs/none"}', UnsupportedConstruct, {"pointer": "/$ref"}),
+        ('{"$schema": "https://example.com/dialect"}', UnsupportedConstruct, {"pointer": "/$schema"}),
+        ('{"type": "number", "multipleOf": 0.3}', UnsupportedConstruct, {"pointer": "/multipleOf"}),
+        ('{"type": "number", "minimum": 1e999}', GrammarTooLarge, {"limit": "max_bound_digits"}),
+        ('{"items":' * 200 + "{}" + "}" * 200, GrammarTooLarge, {"limit": "max_schema_depth"}),
+        ("[" * 100_000, GrammarTooLarge, {}),
+        ("9" * 5000, GrammarTooLarge, {}),
+        ('{"allOf": [{"pattern": "(.a){400}"}, {"pattern": "b(.{9}c){60}"}]}', GrammarTooLarge, {"limit": "max_dfa_states"}),
+        ("false", UnsatisfiableGrammar, {}),
+        ('{"enum": []}', UnsatisfiableGrammar, {}),
+        ('{"type": "integer", "minimum": 3, "maximum": 2}', UnsatisfiableGrammar, {}),
+        ('{"type": "string", "enum": [1]}', UnsatisfiableGrammar, {}),
+        ('{"$ref": "#"}', UnsatisfiableGrammar, {}),
+        ('{"properties": {"n": {"$ref": "#"}}, "required": ["n"], "type": "object"}', UnsatisfiableGrammar, {}),
+        ('{"type": "object", "required": ["a"], "additionalProperties": false}', UnsatisfiableGrammar, {}),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else None,
+)  # fmt: skip
+def test_json_schema(text: str, error: type[ServiceError], metadata: dict[str, str]) -> None:
+    found = error_of("json_schema", text)
+    assert type(found) is error
+    assert metadata.items() <= found.metadata.items()
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "metadata"),
+    [
+        ('start: "a" (', GrammarSyntax, {"line": "1"}),
+        ('begin: "a"', GrammarSyntax, {"rule": "start"}),
+        ("start: missing", GrammarSyntax, {}),
+        ("start: /(/", GrammarSyntax, {}),
+        ("start: /a*/", GrammarSyntax, {}),
+        ("", GrammarSyntax, {}),
+        ("%import common.ESCAPED_STRING\nstart: ESCAPED_STRING", UnsupportedConstruct, {"terminal": "ESCAPED_STRING", "name": "negative look-behind"}),
+        ("%import secrets.KEY\nstart: KEY", UnsupportedConstruct, {"name": "%import"}),
+        ("%import .secrets.KEY\nstart: KEY", UnsupportedConstruct, {"name": "%import"}),
+        ("%declare X\nstart: X", UnsupportedConstruct, {"name": "%declare", "terminal": "X"}),
+        (r"start: /a\b/", UnsupportedConstruct, {"name": "word boundary"}),
+        ("start: /a$/", UnsupportedConstruct, {"name": "$"}),
+        ('start: "a" start', UnsatisfiableGrammar, {}),
+    ],
+)
+def test_lark(text: str, error: type[ServiceError], metadata: dict[str, str]) -> None:
+    found = error_of("lark", text)
+    assert type(found) is error
+    assert metadata.items() <= found.metadata.items()
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "metadata"),
+    [
+        ("a(", GrammarSyntax, {"position": "1"}),
+        ("[a", GrammarSyntax, {"position": "0"}),
+        ("a**", GrammarSyntax, {"position": "2"}),
+        (r"\q", GrammarSyntax, {"position": "0"}),
+        ("a{3,1}", GrammarSyntax, {}),
+        (r"(a)\1", UnsupportedConstruct, {"name": "back-reference", "position": "3"}),
+        ("(?<!a)b", UnsupportedConstruct, {"name": "negative look-behind"}),
+        (r"\bword", UnsupportedConstruct, {"name": "word boundary"}),
+        ("a*+", UnsupportedConstruct, {"name": "possessive quantifier"}),
+        ("(?>a)", UnsupportedConstruct, {"name": "atomic group"}),
+        ("a{99999999}", GrammarTooLarge, {"limit": "max_count"}),
+        ("(" * 500 + ")" * 500, GrammarTooLarge, {"limit": "max_group_depth"}),
+        ("[^\\s\\S]", UnsatisfiableGrammar, {}),
+    ],
+)
+def test_regex(text: str, error: type[ServiceError], metadata: dict[str, str]) -> None:
+    found = error_of("regex", text)
+    assert type(found) is error
+    assert metadata.items() <= found.metadata.items()
+
+
+@pytest.mark.parametrize("choices", [(), ("a", ""), ("\ud800",)])
+def test_choices(choices: tuple[str, ...]) -> None:
+    with pytest.raises(InvalidRequest):
+        build(ConstraintSource("choices", None, choices), SourceOptions())
+
+
+def test_counts_in_a_pattern_are_not_written_out() -> None:
+    schema = json.dumps({"type": "string", "pattern": "^([a-z]{1,1000};){1,1000}$"})
+    compiled = compile_grammar(build(ConstraintSource("json_schema", schema), SourceOptions()).grammar)
+    assert len(compiled.to_bytes()) < 50_000
