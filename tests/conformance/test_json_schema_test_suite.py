@@ -1,8 +1,8 @@
 """The JSON Schema Test Suite (required tests of drafts 7 and 2020-12) against a ratchet.
 
-Each case is right, refused (the schema is not enforced, which the caller is told), wrongly refused (the schema is, but the instance is not accepted: the
-published departures) or wrongly accepted. Nothing may be wrongly accepted, and nothing may get worse than `ratchet.json` says.
-`ESPALIER_UPDATE_RATCHET=1` writes the file anew.
+Each case is right, refused (the schema is not enforced, which the caller is told), wrongly refused (the schema is,
+but the instance is not accepted: the published departures) or wrongly accepted. Nothing may be wrongly accepted, and
+nothing may get worse than `ratchet.json` says. `ESPALIER_UPDATE_RATCHET=1` writes the file anew.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from tests.support.derivation import matches
 
 SUITE = Path(__file__).parent / "json_schema_test_suite"
 RATCHET = Path(__file__).parent / "ratchet.json"
-DRAFTS = {"draft7": "http://json-schema.org/draft-07/schema#", "draft2020-12": "https://json-schema.org/draft/2020-12/schema"}
+DRAFTS = {
+    "draft7": "http://json-schema.org/draft-07/schema#",
+    "draft2020-12": "https://json-schema.org/draft/2020-12/schema",
+}
 ORDER = ["wrongly accepted", "refused", "wrongly refused", "right"]
 
 
@@ -56,5 +59,9 @@ def test_nothing_is_wrongly_accepted_and_nothing_gets_worse(draft: str) -> None:
         recorded[draft] = found
     assert found.keys() == recorded[draft].keys()
     assert [case for case, result in found.items() if result == "wrongly accepted"] == []
-    worse = {case: (recorded[draft][case], result) for case, result in found.items() if ORDER.index(result) < ORDER.index(recorded[draft][case])}
+    worse = {
+        case: (recorded[draft][case], result)
+        for case, result in found.items()
+        if ORDER.index(result) < ORDER.index(recorded[draft][case])
+    }
     assert worse == {}

@@ -35,7 +35,9 @@ def test_accepts_what_jsonschema_accepts(seed: int, whitespace: Whitespace) -> N
 
 
 def accepts(schema: object, text: str, whitespace: Whitespace = "bounded") -> bool:
-    return matches(build(ConstraintSource("json_schema", json.dumps(schema)), SourceOptions(whitespace)).grammar, text.encode())
+    return matches(
+        build(ConstraintSource("json_schema", json.dumps(schema)), SourceOptions(whitespace)).grammar, text.encode()
+    )
 
 
 @settings(max_examples=100, deadline=None)
@@ -43,7 +45,9 @@ def accepts(schema: object, text: str, whitespace: Whitespace = "bounded") -> bo
 def test_number_bounds_are_exact(data: st.DataObject) -> None:
     number = st.decimals(-150, 150, places=2).map(float) | st.integers(-1100, 1100)
     schema = {"type": data.draw(st.sampled_from(["number", "integer"]))}
-    for keyword in data.draw(st.sets(st.sampled_from(["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"]), min_size=1)):
+    for keyword in data.draw(
+        st.sets(st.sampled_from(["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"]), min_size=1)
+    ):
         schema[keyword] = data.draw(number)
     source = ConstraintSource("json_schema", json.dumps(schema))
     grammar = build(source, SourceOptions()).grammar
@@ -95,8 +99,17 @@ def test_a_lone_surrogate_or_bad_escape_is_no_character(text: str) -> None:
 
 
 def test_recursion_through_references() -> None:
-    tree = {"$defs": {"t": {"type": "object", "properties": {"v": {"type": "integer"}, "c": {"type": "array", "items": {"$ref": "#/$defs/t"}}},
-                            "required": ["v"], "additionalProperties": False}}, "$ref": "#/$defs/t"}  # fmt: skip
+    tree = {
+        "$defs": {
+            "t": {
+                "type": "object",
+                "properties": {"v": {"type": "integer"}, "c": {"type": "array", "items": {"$ref": "#/$defs/t"}}},
+                "required": ["v"],
+                "additionalProperties": False,
+            }
+        },
+        "$ref": "#/$defs/t",
+    }
     assert accepts(tree, '{"v":1,"c":[{"v":2},{"v":3,"c":[]}]}')
     assert not accepts(tree, '{"v":1,"c":[{"c":[]}]}')
 
@@ -105,7 +118,10 @@ def test_all_of_merges_recursive_schemas() -> None:
     schema = {
         "$defs": {
             "a": {"type": "object", "properties": {"next": {"$ref": "#/$defs/a"}}, "required": ["x"]},
-            "b": {"type": "object", "properties": {"next": {"$ref": "#/$defs/b"}, "x": {"type": "integer", "minimum": 3}}},
+            "b": {
+                "type": "object",
+                "properties": {"next": {"$ref": "#/$defs/b"}, "x": {"type": "integer", "minimum": 3}},
+            },
         },
         "allOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}],
     }

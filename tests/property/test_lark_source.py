@@ -37,7 +37,10 @@ GRAMMARS = {
         'start: sep{pair, ","}\nsep{item, by}: item (by item)*\npair.2: "k"~1..3 "=" "v"i -> pair\n    | "()"',
         ["k", "=", "v", "V", ",", "()", "k=v", "kk=V"],
     ),
-    "characters of many bytes": ('start: (GREETING | BIRD)+\nGREETING: /[가-힣]{2}/\nBIRD: "🦜"', ["안녕", "가", "🦜", "a"]),
+    "characters of many bytes": (
+        'start: (GREETING | BIRD)+\nGREETING: /[가-힣]{2}/\nBIRD: "🦜"',
+        ["안녕", "가", "🦜", "a"],
+    ),
     "nothing at all": ('start: "a"*\n%ignore " "', ["a", " "]),
 }
 

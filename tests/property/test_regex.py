@@ -13,22 +13,55 @@ from services.constraint.sources import ConstraintSource, SourceOptions, build
 from services.constraint.validation.ecma import compiled
 from tests.support.derivation import matches
 
-ALPHABET = "abA1 _é한🦜-\n\u2028\"\\"
-ATOMS = st.sampled_from(["a", "b", "A", "1", "é", "한", "🦜", ".", r"\d", r"\w", r"\s", r"\S", r"\W", "[a-z]", "[^a]", r"[^\w]", "[한🦜]", r"[\s\d]", r"\-", "(?:)", r"\n",
-                         "[A-Z_-]", r"\\", '"', "[é-힣]"])  # fmt: skip
+ALPHABET = 'abA1 _é한🦜-\n\u2028"\\'
+ATOMS = st.sampled_from(
+    [
+        "a",
+        "b",
+        "A",
+        "1",
+        "é",
+        "한",
+        "🦜",
+        ".",
+        r"\d",
+        r"\w",
+        r"\s",
+        r"\S",
+        r"\W",
+        "[a-z]",
+        "[^a]",
+        r"[^\w]",
+        "[한🦜]",
+        r"[\s\d]",
+        r"\-",
+        "(?:)",
+        r"\n",
+        "[A-Z_-]",
+        r"\\",
+        '"',
+        "[é-힣]",
+    ]
+)
 COUNTS = st.sampled_from(["*", "+", "?", "{2}", "{1,3}", "{2,}", "*?", "+?", "??", "{0,2}?", "{0}"])
 PATTERNS = st.recursive(
     ATOMS,
-    lambda inner: st.lists(inner, min_size=1, max_size=3).map("".join)
-    | st.lists(inner, min_size=2, max_size=3).map(lambda options: "(?:" + "|".join(options) + ")")
-    | st.tuples(inner, COUNTS).map(lambda pair: f"(?:{pair[0]}){pair[1]}"),
+    lambda inner: (
+        st.lists(inner, min_size=1, max_size=3).map("".join)
+        | st.lists(inner, min_size=2, max_size=3).map(lambda options: "(?:" + "|".join(options) + ")")
+        | st.tuples(inner, COUNTS).map(lambda pair: f"(?:{pair[0]}){pair[1]}")
+    ),
     max_leaves=6,
 )
 TEXTS = st.text(ALPHABET, max_size=6)
 
 
 @settings(max_examples=150, deadline=None)
-@given(pattern=PATTERNS, flags=st.sampled_from(["", "(?i)", "(?s)", "(?a)", "(?is)"]), texts=st.lists(TEXTS, min_size=3, max_size=6))
+@given(
+    pattern=PATTERNS,
+    flags=st.sampled_from(["", "(?i)", "(?s)", "(?a)", "(?is)"]),
+    texts=st.lists(TEXTS, min_size=3, max_size=6),
+)
 def test_python_full_match(pattern: str, flags: str, texts: list[str]) -> None:
     grammar = build(ConstraintSource("regex", flags + pattern), SourceOptions()).grammar
     for text in texts:
@@ -37,7 +70,9 @@ def test_python_full_match(pattern: str, flags: str, texts: list[str]) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(
-    options=st.lists(st.tuples(st.sampled_from(["", "^"]), PATTERNS, st.sampled_from(["", "$"])), min_size=1, max_size=2),
+    options=st.lists(
+        st.tuples(st.sampled_from(["", "^"]), PATTERNS, st.sampled_from(["", "$"])), min_size=1, max_size=2
+    ),
     texts=st.lists(TEXTS, min_size=3, max_size=6),
 )
 def test_ecma_search_inside_a_json_string(options: list[tuple[str, str, str]], texts: list[str]) -> None:
@@ -53,7 +88,13 @@ def test_ecma_search_inside_a_json_string(options: list[tuple[str, str, str]], t
 
 
 @settings(max_examples=100, deadline=None)
-@given(a=PATTERNS, b=PATTERNS, low=st.integers(0, 3), extra=st.integers(0, 3) | st.none(), texts=st.lists(TEXTS, min_size=5, max_size=8))
+@given(
+    a=PATTERNS,
+    b=PATTERNS,
+    low=st.integers(0, 3),
+    extra=st.integers(0, 3) | st.none(),
+    texts=st.lists(TEXTS, min_size=5, max_size=8),
+)
 def test_products(a: str, b: str, low: int, extra: int | None, texts: list[str]) -> None:
     left, right = automaton.to_dfa(parse(a, "python")), automaton.to_dfa(parse(b, "python"))
     high = None if extra is None else low + extra
@@ -62,7 +103,9 @@ def test_products(a: str, b: str, low: int, extra: int | None, texts: list[str])
     for text in texts:
         assert both.matches(text) == (left.matches(text) and right.matches(text))
         assert neither.matches(text) != left.matches(text)
-        assert counted.matches(text) == (left.matches(text) and low <= len(text) and (high is None or len(text) <= high))
+        assert counted.matches(text) == (
+            left.matches(text) and low <= len(text) and (high is None or len(text) <= high)
+        )
 
 
 @settings(max_examples=150, deadline=None)
@@ -74,7 +117,9 @@ def test_a_matcher_that_may_stop_early(pattern: str, text: str) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(ranges=st.lists(st.tuples(st.integers(0, 0x10FFFF), st.integers(0, 3000)), min_size=1, max_size=4), data=st.data())
+@given(
+    ranges=st.lists(st.tuples(st.integers(0, 0x10FFFF), st.integers(0, 3000)), min_size=1, max_size=4), data=st.data()
+)
 def test_encodings(ranges: list[tuple[int, int]], data: st.DataObject) -> None:
     members = charset.normalise((low, min(low + span, 0x10FFFF)) for low, span in ranges)
     assume(members)

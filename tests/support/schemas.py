@@ -22,7 +22,10 @@ def random_schema(rng: random.Random, depth: int = DEPTH) -> Any:
         case "integer":
             return {"type": "integer", **_bounds(rng, lambda: rng.randint(-1200, 1200))}
         case "number":
-            return {"type": "number", **_bounds(rng, lambda: rng.choice((rng.randint(-99, 99), round(rng.uniform(-9, 9), 3))))}
+            return {
+                "type": "number",
+                **_bounds(rng, lambda: rng.choice((rng.randint(-99, 99), round(rng.uniform(-9, 9), 3)))),
+            }
         case "string":
             return {"type": "string", **_string(rng)}
         case "enum":
@@ -36,9 +39,18 @@ def random_schema(rng: random.Random, depth: int = DEPTH) -> Any:
         case "anyOf":
             return {"anyOf": [random_schema(rng, depth - 1) for _ in range(rng.randint(1, 3))]}
         case "untyped":
-            return {**_string(rng), "minimum": rng.randint(-9, 9), "properties": {"n": random_schema(rng, 0)}, "maxItems": rng.randint(0, 2)}
+            return {
+                **_string(rng),
+                "minimum": rng.randint(-9, 9),
+                "properties": {"n": random_schema(rng, 0)},
+                "maxItems": rng.randint(0, 2),
+            }
         case "types":
-            return {"type": rng.sample(["null", "boolean", "integer", "string", "array"], rng.randint(1, 3)), "maxLength": 5, "maxItems": 3}
+            return {
+                "type": rng.sample(["null", "boolean", "integer", "string", "array"], rng.randint(1, 3)),
+                "maxLength": 5,
+                "maxItems": 3,
+            }
     return {"type": kind}
 
 
@@ -88,7 +100,8 @@ def _object(rng: random.Random, depth: int) -> dict[str, Any]:
     elif roll < 0.7:
         schema["additionalProperties"] = random_schema(rng, 0)
     if rng.random() < 0.15:
-        schema["minProperties"] = rng.randint(0, len(names))
+        # In an open object only one additional property counts (docs/json-schema.md).
+        schema["minProperties"] = rng.randint(0, len(names) if schema.get("additionalProperties") is False else 1)
     if rng.random() < 0.15:
         schema["maxProperties"] = len(names) + rng.randint(0, 2)
     return schema
@@ -123,12 +136,17 @@ def random_value(rng: random.Random, schema: Any, depth: int = 5) -> Any:
         case "array":
             prefix = schema.get("prefixItems", [])
             count = rng.randint(schema.get("minItems", 0), schema.get("maxItems", schema.get("minItems", 0) + 2))
-            return [random_value(rng, prefix[i] if i < len(prefix) else schema.get("items", True), depth - 1) for i in range(count)]
+            return [
+                random_value(rng, prefix[i] if i < len(prefix) else schema.get("items", True), depth - 1)
+                for i in range(count)
+            ]
         case "object":
             value = {}
             for name in dict.fromkeys((*schema.get("properties", {}), *schema.get("required", []))):
                 if name in schema.get("required", []) or rng.random() < 0.5:
-                    value[name] = random_value(rng, schema.get("properties", {}).get(name, schema.get("additionalProperties", True)), depth - 1)
+                    value[name] = random_value(
+                        rng, schema.get("properties", {}).get(name, schema.get("additionalProperties", True)), depth - 1
+                    )
             if schema.get("additionalProperties", True) is not False and rng.random() < 0.4:
                 name = rng.choice(("more", "na", "nam", "이", "emoji", "quo", "n\t"))
                 if name not in schema.get("properties", {}):
@@ -139,7 +157,9 @@ def random_value(rng: random.Random, schema: Any, depth: int = 5) -> Any:
 
 def _random_string(rng: random.Random, schema: dict[str, Any]) -> str:
     if "pattern" in schema:
-        return rng.choice(("abc", "abab", "cab", "x1", "한글", "xyz", "yz", "me@site.com", "b", "🦜", "🦜🦜", "", "abcdef"))
+        return rng.choice(
+            ("abc", "abab", "cab", "x1", "한글", "xyz", "yz", "me@site.com", "b", "🦜", "🦜🦜", "", "abcdef")
+        )
     low = schema.get("minLength", 0)
     length = rng.randint(max(0, low - (rng.random() < 0.1)), schema.get("maxLength", low + 6) + (rng.random() < 0.1))
     return "".join(rng.choice('ab한🙂"\\\n/é\x01') for _ in range(length))
@@ -147,7 +167,9 @@ def _random_string(rng: random.Random, schema: dict[str, Any]) -> str:
 
 def any_value(rng: random.Random) -> Any:
     """Return a value of any type."""
-    return rng.choice((None, True, 0, -7, 2.5, 10**20, "", "파랑", "x", [], [1, [None]], {}, {"n": "a"}, {"a": {"b": []}}))
+    return rng.choice(
+        (None, True, 0, -7, 2.5, 10**20, "", "파랑", "x", [], [1, [None]], {}, {"n": "a"}, {"a": {"b": []}})
+    )
 
 
 def mutated(rng: random.Random, value: Any) -> Any:
@@ -159,7 +181,11 @@ def mutated(rng: random.Random, value: Any) -> Any:
         return {name: mutated(rng, member) if name == key else member for name, member in value.items()}
     if isinstance(value, list) and value and rng.random() < 0.8:
         at = rng.randrange(len(value))
-        return [mutated(rng, item) if i == at else item for i, item in enumerate(value)] if rng.random() < 0.7 else value[:at]
+        return (
+            [mutated(rng, item) if i == at else item for i, item in enumerate(value)]
+            if rng.random() < 0.7
+            else value[:at]
+        )
     if isinstance(value, str) and value and rng.random() < 0.7:
         return re.sub(r"^.", "", value, count=1, flags=re.DOTALL) if rng.random() < 0.5 else value + rng.choice("a🙂")
     return any_value(rng)

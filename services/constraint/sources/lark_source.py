@@ -1,19 +1,20 @@
 """Lark grammars: Lark loads the text, and its rules and terminals become a grammar with the meaning of `parser="earley", lexer="dynamic_complete"`.
 
-Lark reads the language (imports, templates, EBNF, aliases, priorities); nothing of that is parsed here. What is left to do is to say exactly which texts
-Lark's own parser would take, because the finished text is given to it:
+Lark reads the language (imports, templates, EBNF, aliases, priorities); nothing of that is parsed here. What is left
+to do is to say exactly which texts Lark's own parser would take, because the finished text is given to it:
 
-- A *terminal* is tried by Python's `re` at a position, and again on every shorter piece of what it matched. So it takes the texts on which a backtracking
-  matcher stops at the very end (`automaton.to_early_dfa`): a lazy comment never runs past its first end, and `a|ab` never takes `ab`.
-- *Ignored* terminals may stand before, between and behind terminals, never inside. Each is matched once, as far as it goes. An ignored piece therefore
-  ends only where no character follows that it could go on with: that is one character's look-ahead, and it refuses a few texts that Lark would
-  take after stepping back.
+- A *terminal* is tried by Python's `re` at a position, and again on every shorter piece of what it matched. So it
+  takes the texts on which a backtracking matcher stops at the very end (`automaton.to_early_dfa`): a lazy comment
+  never runs past its first end, and `a|ab` never takes `ab`.
+- *Ignored* terminals may stand before, between and behind terminals, never inside. Each is matched once, as far as it
+  goes. An ignored piece therefore ends only where no character follows that it could go on with: that is one
+  character's look-ahead, and it refuses a few texts that Lark would take after stepping back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
-from typing import Any, NoReturn
+from typing import Any
 
 import lark
 from lark.exceptions import GrammarError, UnexpectedInput
@@ -88,7 +89,8 @@ def load(text: str) -> lark.Lark:
     except ServiceError:
         raise
     except Exception as error:
-        # Lark has no error of its own for much of what can be wrong with a grammar: a bad regex raises whatever the regex compiler raises.
+        # Lark has no error of its own for much of what can be wrong with a grammar: a bad regex raises whatever the
+        # regex compiler raises.
         raise GrammarSyntax(f"the Lark grammar does not load: {type(error).__name__}: {_message(error)}") from None
 
 

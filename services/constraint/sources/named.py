@@ -39,7 +39,8 @@ def grammar_text(name: str) -> str:
 
 @lru_cache(maxsize=1)
 def _grammars() -> dict[str, NamedGrammar]:
-    # A wheel carries them inside the package (pyproject's force-include); an editable install reads the repository's directory.
+    # A wheel carries them inside the package (pyproject's force-include); an editable install reads the repository's
+    # directory.
     packaged = Path(str(resources.files("services.constraint"))) / "named_grammars"
     directory = packaged if packaged.is_dir() else Path(__file__).resolve().parents[3] / "grammars"
     grammars = {}

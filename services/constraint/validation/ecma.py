@@ -1,8 +1,8 @@
 r"""Writes an ECMA-262 pattern in Python's `re` syntax, for the validator.
 
-Independent of `core/regex`, whose work it judges: that one makes automata, this one goes through the pattern once and replaces what means something else
-in Python: `\s`, `.`, `$`, `\u{...}` and surrogate pairs, named groups, classes, braces that are not counts. `\d`, `\w` and `\b` get their ASCII
-meaning from the flag around the whole.
+Independent of `core/regex`, whose work it judges: that one makes automata, this one goes through the pattern once and
+replaces what means something else in Python: `\s`, `.`, `$`, `\u{...}` and surrogate pairs, named groups, classes,
+braces that are not counts. `\d`, `\w` and `\b` get their ASCII meaning from the flag around the whole.
 """
 
 from __future__ import annotations
@@ -13,10 +13,25 @@ import unicodedata
 from functools import lru_cache
 
 _SPACES = "\t-\r \xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
-_NOT_SPACES = "\x00-\x08\x0e-\x1f!-\x9f\xa1-\u167f\u1681-\u1fff\u200b-\u2027\u202a-\u202e\u2030-\u205e\u2060-\u2fff\u3001-\ufefe\uff00-\U0010ffff"
+_NOT_SPACES = (
+    "\x00-\x08\x0e-\x1f!-\x9f\xa1-\u167f\u1681-\u1fff\u200b-\u2027\u202a-\u202e"
+    "\u2030-\u205e\u2060-\u2fff\u3001-\ufefe\uff00-\U0010ffff"
+)
 _COUNT = re.compile(r"\{\d+(,\d*)?\}")
-_LONG_CATEGORIES = {"Letter": "L", "Lowercase_Letter": "Ll", "Uppercase_Letter": "Lu", "Number": "N", "Decimal_Number": "Nd", "digit": "Nd",
-                    "Punctuation": "P", "punct": "P", "Symbol": "S", "Separator": "Z", "Mark": "M", "Other": "C"}  # fmt: skip
+_LONG_CATEGORIES = {
+    "Letter": "L",
+    "Lowercase_Letter": "Ll",
+    "Uppercase_Letter": "Lu",
+    "Number": "N",
+    "Decimal_Number": "Nd",
+    "digit": "Nd",
+    "Punctuation": "P",
+    "punct": "P",
+    "Symbol": "S",
+    "Separator": "Z",
+    "Mark": "M",
+    "Other": "C",
+}
 
 
 @lru_cache(maxsize=1024)

@@ -2,7 +2,8 @@
 
 `jsonschema` as it comes is not exact, so it is run with these differences (docs/json-schema.md lists them):
 
-- numbers with a point or an exponent are Decimals, in the schema and in the text, and `multipleOf` is computed on fractions;
+- numbers with a point or an exponent are Decimals, in the schema and in the text, and `multipleOf` is computed on
+  fractions;
 - `integer` takes 1.0 from draft 6 on;
 - `pattern` means what ECMA-262 says (`ecma.py`), so `^a$` refuses "a" with a line break behind it;
 - `format` is checked;
@@ -52,7 +53,8 @@ def validate(source: ConstraintSource, text: bytes) -> list[Violation]:
     May take very long on hostile input: run it through `ValidatorPool`.
 
     Raises:
-        InvalidRequest, GrammarSyntax, UnsupportedConstruct, UnsatisfiableGrammar, GrammarTooLarge: as building the constraint does.
+        InvalidRequest, GrammarSyntax, UnsupportedConstruct, UnsatisfiableGrammar, GrammarTooLarge: as building the
+        constraint does.
     """
     build(source, SourceOptions())
     try:

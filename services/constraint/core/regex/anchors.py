@@ -1,6 +1,7 @@
 """Takes `^` and `$` out of a tree, where they stand at the edges, and tells what they said.
 
-An anchor is understood where it can only be first or last in what is matched: `^a|b$`, `(^|,)x($|,)`, `(?:^a$)`. Elsewhere (`a^b`, `(^a)+`) it is refused.
+An anchor is understood where it can only be first or last in what is matched: `^a|b$`, `(^|,)x($|,)`, `(?:^a$)`.
+Elsewhere (`a^b`, `(^a)+`) it is refused.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def refuse(node: Node, pattern: str) -> None:
 def _refuse(anchor: Anchor, pattern: str) -> None:
     name = "^" if anchor.kind == "start" else "$"
     raise UnsupportedConstruct(
-        f"pattern {pattern[:60]!r}: the anchor {name} at character {anchor.position} is not at the edge of the pattern; "
+        f"pattern {pattern[:60]!r}: the anchor {name} at character {anchor.position} is not at the "
+        "edge of the pattern; "
         "^ is understood where nothing can come before it, $ where nothing can come after it",
         name=name,
         position=anchor.position,

@@ -1,7 +1,7 @@
 """The syntax tree of a regular expression over characters, the same for every dialect.
 
-Capturing or not does not matter to what is matched, so the tree does not have it. The order of options and laziness matter only where a match may
-stop early (Lark's terminals); a full match tries everything.
+Capturing or not does not matter to what is matched, so the tree does not have it. The order of options and laziness
+matter only where a match may stop early (Lark's terminals); a full match tries everything.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """From a tree without anchors to a grammar expression.
 
-The direct way, `to_expression`, keeps the tree's shape: counts stay counts, which the core makes cheap whatever they are. Where several conditions must
-hold of the same text, `Dfa` builds deterministic automata over classes of code points, and their product.
+The direct way, `to_expression`, keeps the tree's shape: counts stay counts, which the core makes cheap whatever they
+are. Where several conditions must hold of the same text, `Dfa` builds deterministic automata over classes of code
+points, and their product.
 """
 
 from __future__ import annotations
@@ -313,8 +314,8 @@ class _Nfa:
     def determinise(self, start: int, accept: int, *, stops_early: bool) -> Dfa:
         """Return the automaton of the texts from start to accept.
 
-        With `stops_early`, whatever a backtracking matcher would try only after a match is cut off, so that the automaton accepts the texts on which
-        such a matcher stops at their very end.
+        With `stops_early`, whatever a backtracking matcher would try only after a match is cut off, so that the
+        automaton accepts the texts on which such a matcher stops at their very end.
         """
         closures: dict[int, tuple[int, ...]] = {}
 

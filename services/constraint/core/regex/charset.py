@@ -1,6 +1,7 @@
 """Sets of characters as sorted ranges of code points.
 
-A set is a tuple of (first, last), both included, without overlap, without neighbours that touch, and without surrogates: those are not characters.
+A set is a tuple of (first, last), both included, without overlap, without neighbours that touch, and without
+surrogates: those are not characters.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 r"""How a character is written as bytes: raw UTF-8, or inside a JSON string.
 
-An `Encoding` turns a set of characters into a *byte set*: sequences of byte classes, all of which the set's characters are written as. `expression`
-makes the smallest grammar expression of it. Two JSON encodings exist:
+An `Encoding` turns a set of characters into a *byte set*: sequences of byte classes, all of which the set's
+characters are written as. `expression` makes the smallest grammar expression of it. Two JSON encodings exist:
 
 - JSON_ANY accepts every spelling that RFC 8259 allows: raw, `\n`-like, `\uXXXX` in either case, surrogate pairs.
-- JSON_PLAIN accepts one spelling, that of `json.dumps(ensure_ascii=False)`: raw where allowed, else the short escape, else `\u00XX`.
-  One spelling per character is what lets a grammar force text.
+- JSON_PLAIN accepts one spelling, that of `json.dumps(ensure_ascii=False)`: raw where allowed, else the short escape,
+  else `\u00XX`. One spelling per character is what lets a grammar force text.
 
 None of them ever writes a lone surrogate.
 """

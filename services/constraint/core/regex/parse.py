@@ -1,9 +1,11 @@
 r"""Reads a pattern in Python's `re` syntax or in that of ECMA-262 (with the `u` flag) into the syntax tree.
 
-The two differ in what `\d`, `\w`, `\s` and `.` mean, in group syntax and in escapes; the rest is shared. Where ECMA-262 with `u` refuses a pattern that
-has only one sensible meaning (`\-` outside a class, a lone `]` or `{`), the meaning of Annex B is taken, because schemas are full of them.
+The two differ in what `\d`, `\w`, `\s` and `.` mean, in group syntax and in escapes; the rest is shared. Where
+ECMA-262 with `u` refuses a pattern that has only one sensible meaning (`\-` outside a class, a lone `]` or `{`), the
+meaning of Annex B is taken, because schemas are full of them.
 
-What no automaton of ours expresses yet (look-around, back-references, word boundaries, possessive and atomic matching) is refused by name and position.
+What no automaton of ours expresses yet (look-around, back-references, word boundaries, possessive and atomic
+matching) is refused by name and position.
 """
 
 from __future__ import annotations
@@ -29,10 +31,26 @@ MAX_COUNT = 1_000_000
 _CONTROL_ESCAPES = {"t": 0x09, "n": 0x0A, "v": 0x0B, "f": 0x0C, "r": 0x0D}
 _HEX_ESCAPES = {"x": 2, "u": 4, "U": 8}
 _SHORT_CATEGORIES = {
-    "Letter": "L", "Lowercase_Letter": "Ll", "Uppercase_Letter": "Lu", "Titlecase_Letter": "Lt", "Modifier_Letter": "Lm", "Other_Letter": "Lo",
-    "Mark": "M", "Number": "N", "Decimal_Number": "Nd", "Letter_Number": "Nl", "Other_Number": "No", "digit": "Nd", "Punctuation": "P", "punct": "P",
-    "Symbol": "S", "Separator": "Z", "Space_Separator": "Zs", "Other": "C", "Control": "Cc",
-}  # fmt: skip
+    "Letter": "L",
+    "Lowercase_Letter": "Ll",
+    "Uppercase_Letter": "Lu",
+    "Titlecase_Letter": "Lt",
+    "Modifier_Letter": "Lm",
+    "Other_Letter": "Lo",
+    "Mark": "M",
+    "Number": "N",
+    "Decimal_Number": "Nd",
+    "Letter_Number": "Nl",
+    "Other_Number": "No",
+    "digit": "Nd",
+    "Punctuation": "P",
+    "punct": "P",
+    "Symbol": "S",
+    "Separator": "Z",
+    "Space_Separator": "Zs",
+    "Other": "C",
+    "Control": "Cc",
+}
 _CATEGORIES = frozenset(
     [
         "L",
@@ -91,8 +109,8 @@ def parse(pattern: str, dialect: Dialect, flags: Flags = Flags()) -> Node:
 
     Raises:
         GrammarSyntax: the pattern is not one of the dialect; metadata has the position (characters from 0).
-        UnsupportedConstruct: it is, but has a construct that no automaton of ours expresses; metadata has its name and position.
-        GrammarTooLarge: beyond MAX_PATTERN_CHARACTERS, MAX_GROUP_DEPTH or MAX_COUNT.
+        UnsupportedConstruct: it is, but has a construct that no automaton of ours expresses; metadata has its name
+        and position. GrammarTooLarge: beyond MAX_PATTERN_CHARACTERS, MAX_GROUP_DEPTH or MAX_COUNT.
     """
     if len(pattern) > MAX_PATTERN_CHARACTERS:
         _too_large("max_pattern_characters", MAX_PATTERN_CHARACTERS, f"the pattern has {len(pattern)} characters")

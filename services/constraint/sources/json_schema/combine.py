@@ -1,7 +1,8 @@
 """Merges the parts of `allOf` and of keywords that stand beside each other, and proves the options of `oneOf` disjoint.
 
-A node is first spread into *leaves*, one type each; two nodes' values in common are then those that pairs of leaves have in common. Values within
-values stay unmerged until they are asked for, and one combination of nodes is one node, so that recursive schemas merge into recursive ones.
+A node is first spread into *leaves*, one type each; two nodes' values in common are then those that pairs of leaves
+have in common. Values within values stay unmerged until they are asked for, and one combination of nodes is one node,
+so that recursive schemas merge into recursive ones.
 """
 
 from __future__ import annotations

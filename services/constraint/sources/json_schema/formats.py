@@ -1,6 +1,7 @@
 """The values of `format` that are enforced, each as an ECMA-262 pattern of the whole string.
 
-Where a pattern takes less than the format's own definition, the note says so: a model loses a spelling, but no wrong one passes.
+Where a pattern takes less than the format's own definition, the note says so: a model loses a spelling, but no wrong
+one passes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ class Format:
 
 _YEAR = r"(?:000[1-9]|00[1-9]\d|0[1-9]\d\d|[1-9]\d{3})"
 _LEAP_YEAR = r"(?:\d\d(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)"
-_DATE = rf"(?:{_YEAR}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\d|3[01])|(?:0[469]|11)-(?:0[1-9]|[12]\d|30)|02-(?:0[1-9]|1\d|2[0-8]))|{_LEAP_YEAR}-02-29)"
+_DAY = "(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|02-(?:0[1-9]|1[0-9]|2[0-8])"
+_DATE = f"(?:{_YEAR}-(?:{_DAY})|{_LEAP_YEAR}-02-29)"
 _TIME = r"(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d+)?(?:Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)"
 _HEX = "[0-9a-fA-F]"
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"

@@ -1,7 +1,7 @@
 """The keys of additional properties: every string but the declared ones.
 
-Keys have one spelling each (`encoding.json_plain`), so a key differs from the declared ones exactly when its bytes do, and a prefix tree of the declared
-ones with a way out at every byte is all that is needed.
+Keys have one spelling each (`encoding.json_plain`), so a key differs from the declared ones exactly when its bytes
+do, and a prefix tree of the declared ones with a way out at every byte is all that is needed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ _QUOTE = 0x22
 _FREE = 0
 _CLOSED = 1
 assert isinstance(PLAIN_CHARACTER, Automaton)
-# The character's automaton as a loop: its end (state 1) is its start again, and state 1 becomes the state behind the closing quote.
+# The character's automaton as a loop: its end (state 1) is its start again, and state 1 becomes the state behind the
+# closing quote.
 _LOOP = tuple(
     (source, low, high, _FREE if target == 1 else target) for source, low, high, target in PLAIN_CHARACTER.edges
 )

@@ -64,11 +64,35 @@ DEFAULT_DRAFT = 2020
 
 # First draft in which a keyword means anything; before, it is unknown.
 SINCE = {
-    "const": 6, "examples": 6, "$id": 6, "contains": 6, "propertyNames": 6, "if": 7, "then": 7, "else": 7, "$comment": 7, "readOnly": 7,
-    "writeOnly": 7, "contentEncoding": 7, "contentMediaType": 7, "$defs": 2019, "$anchor": 2019, "$vocabulary": 2019, "deprecated": 2019,
-    "contentSchema": 2019, "dependentRequired": 2019, "dependentSchemas": 2019, "minContains": 2019, "maxContains": 2019,
-    "unevaluatedProperties": 2019, "unevaluatedItems": 2019, "$recursiveRef": 2019, "$recursiveAnchor": 2019, "prefixItems": 2020,
-    "$dynamicRef": 2020, "$dynamicAnchor": 2020,
-}  # fmt: skip
+    "const": 6,
+    "examples": 6,
+    "$id": 6,
+    "contains": 6,
+    "propertyNames": 6,
+    "if": 7,
+    "then": 7,
+    "else": 7,
+    "$comment": 7,
+    "readOnly": 7,
+    "writeOnly": 7,
+    "contentEncoding": 7,
+    "contentMediaType": 7,
+    "$defs": 2019,
+    "$anchor": 2019,
+    "$vocabulary": 2019,
+    "deprecated": 2019,
+    "contentSchema": 2019,
+    "dependentRequired": 2019,
+    "dependentSchemas": 2019,
+    "minContains": 2019,
+    "maxContains": 2019,
+    "unevaluatedProperties": 2019,
+    "unevaluatedItems": 2019,
+    "$recursiveRef": 2019,
+    "$recursiveAnchor": 2019,
+    "prefixItems": 2020,
+    "$dynamicRef": 2020,
+    "$dynamicAnchor": 2020,
+}
 # Last draft in which a keyword means anything.
 UNTIL = {"id": 4, "additionalItems": 2019, "$recursiveRef": 2019, "$recursiveAnchor": 2019}

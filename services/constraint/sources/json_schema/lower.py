@@ -1,7 +1,8 @@
 """Second stage: nodes become rules.
 
-Every array, object and choice is one rule, made when something first asks for it and written from a work list, so that nothing here recurses with the
-schema's depth. What many schemas share (any value, strings, numbers, white space) is built once per white space mode, at import.
+Every array, object and choice is one rule, made when something first asks for it and written from a work list, so
+that nothing here recurses with the schema's depth. What many schemas share (any value, strings, numbers, white space)
+is built once per white space mode, at import.
 """
 
 from __future__ import annotations
@@ -311,6 +312,14 @@ class _Lowering:
         else:
             inner = self._all_optional(members, extra)
         if inner is None and not may_be_empty:
+            if extra is not None and node.min_properties > len(members):
+                raise UnsupportedConstruct(
+                    f"{node.pointer}/minProperties: only one additional property is sure to count, since two may have the "
+                    "same key; declare more properties, or ask for fewer",
+                    name="minProperties",
+                    keyword="minProperties",
+                    pointer=f"{node.pointer}/minProperties",
+                )
             return NOTHING
         return _enclose(self._whitespace, b"{", inner, b"}", may_be_empty=may_be_empty)
 
@@ -331,7 +340,7 @@ class _Lowering:
         return () if extra is None else (Repeat(Sequence((self._comma, extra)), 0, None),)
 
     def _around_required(self, members: list[tuple[Expression, bool]], extra: Expression | None) -> Expression:
-        """The first required member takes no comma; optional ones before it bring theirs behind, all others before."""
+        """Return members of which one is required: the first such takes no comma, optional ones before it bring theirs."""
         parts: list[Expression] = []
         is_anchored = False
         for member, is_required in members:
@@ -394,12 +403,15 @@ class _Lowering:
             return NOTHING
         if extra is None:
             return EMPTY if count > 0 and count >= minimum else NOTHING
+        # Two additional keys may be equal, so that only the first of them surely counts as a property.
+        if count + 1 < minimum or (count == maximum and count < minimum):
+            return NOTHING
         further = Sequence((self._comma, extra))
         if count:
             return Repeat(further, max(0, minimum - count), None if maximum is None else maximum - count)
         if maximum == 0:
             return NOTHING
-        return Sequence((extra, Repeat(further, max(0, minimum - 1), None if maximum is None else maximum - 1)))
+        return Sequence((extra, Repeat(further, 0, None if maximum is None else maximum - 1)))
 
 
 def _scalar(value: Json) -> bytes:

@@ -9,7 +9,7 @@ from typing import TypeAlias
 from services.constraint.sources.json_schema.numeric import Bound
 
 # A JSON value as the schema text has it: numbers with a point or an exponent are Decimals.
-Json: TypeAlias = "None | bool | int | Decimal | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | Decimal | str | list[Json] | dict[str, Json] | None"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

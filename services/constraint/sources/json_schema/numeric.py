@@ -1,8 +1,9 @@
 """Expressions for JSON numbers within bounds.
 
-Without bounds every spelling of RFC 8259 is accepted. Integers are written with digits alone (not `1.0` or `1e2`), and numbers with a bound without an
-exponent: each such number has infinitely many spellings, and the digits' order is what makes a bound decidable from left to right. Bounds are exact:
-they are `Decimal`s as they stand in the schema, never binary floating point.
+Without bounds every spelling of RFC 8259 is accepted. Integers are written with digits alone (not `1.0` or `1e2`),
+and numbers with a bound without an exponent: each such number has infinitely many spellings, and the digits' order is
+what makes a bound decidable from left to right. Bounds are exact: they are `Decimal`s as they stand in the schema,
+never binary floating point.
 """
 
 from __future__ import annotations

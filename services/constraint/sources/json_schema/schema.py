@@ -1,7 +1,7 @@
 """First stage: a schema document becomes nodes, and every keyword on the way a line of the report.
 
-A keyword that constrains one type leaves the others free, so a schema without `type` becomes a choice over all types. Keywords that combine schemas
-become `AllOf` of their parts; `combine.py` merges them when the grammar is made.
+A keyword that constrains one type leaves the others free, so a schema without `type` becomes a choice over all types.
+Keywords that combine schemas become `AllOf` of their parts; `combine.py` merges them when the grammar is made.
 """
 
 from __future__ import annotations
@@ -336,7 +336,8 @@ class _Reader:
                 self._refuse(
                     pointer,
                     "format",
-                    f"the format {format_name!r} is not enforced yet; use pattern, or one of {', '.join(sorted(FORMATS))}",
+                    f"the format {format_name!r} is not enforced yet; use pattern, or one of "
+                    f"{', '.join(sorted(FORMATS))}",
                 )
         return String(
             self._count(schema, pointer, "minLength") or 0,

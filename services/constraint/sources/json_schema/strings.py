@@ -1,6 +1,7 @@
 """Expressions for JSON strings by length, patterns and formats.
 
-Free strings take every spelling that JSON has for a character. Strings under a pattern or a format are written in one way, `encoding.json_plain`.
+Free strings take every spelling that JSON has for a character. Strings under a pattern or a format are written in one
+way, `encoding.json_plain`.
 """
 
 from __future__ import annotations

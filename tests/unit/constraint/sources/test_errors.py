@@ -47,7 +47,11 @@ def error_of(kind: Kind, text: str) -> ServiceError:
         ('{"pattern": "a("}', GrammarSyntax, {"position": "1", "pointer": "/pattern"}),
         ('{"pattern": "(?=a)"}', UnsupportedConstruct, {"name": "look-ahead", "position": "0", "pointer": "/pattern"}),
         ('{"pattern": "a^b"}', UnsupportedConstruct, {"name": "^", "position": "1"}),
-        ('{"properties": {"x": {"not": {}}}}', UnsupportedConstruct, {"keyword": "not", "pointer": "/properties/x/not"}),
+        (
+            '{"properties": {"x": {"not": {}}}}',
+            UnsupportedConstruct,
+            {"keyword": "not", "pointer": "/properties/x/not"},
+        ),
         ('{"uniqueItems": true}', UnsupportedConstruct, {"pointer": "/uniqueItems"}),
         ('{"patternProperties": {"^a": {}}}', UnsupportedConstruct, {"pointer": "/patternProperties"}),
         ('{"format": "iri"}', UnsupportedConstruct, {"pointer": "/format"}),
@@ -60,7 +64,11 @@ def error_of(kind: Kind, text: str) -> ServiceError:
         ('{"items":' * 200 + "{}" + "}" * 200, GrammarTooLarge, {"limit": "max_schema_depth"}),
         ("[" * 100_000, GrammarTooLarge, {}),
         ("9" * 5000, GrammarTooLarge, {}),
-        ('{"allOf": [{"pattern": "(.a){400}"}, {"pattern": "b(.{9}c){60}"}]}', GrammarTooLarge, {"limit": "max_dfa_states"}),
+        (
+            '{"allOf": [{"pattern": "(.a){400}"}, {"pattern": "b(.{9}c){60}"}]}',
+            GrammarTooLarge,
+            {"limit": "max_dfa_states"},
+        ),
         ("false", UnsatisfiableGrammar, {}),
         ('{"enum": []}', UnsatisfiableGrammar, {}),
         ('{"type": "integer", "minimum": 3, "maximum": 2}', UnsatisfiableGrammar, {}),
@@ -70,7 +78,7 @@ def error_of(kind: Kind, text: str) -> ServiceError:
         ('{"type": "object", "required": ["a"], "additionalProperties": false}', UnsatisfiableGrammar, {}),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else None,
-)  # fmt: skip
+)
 def test_json_schema(text: str, error: type[ServiceError], metadata: dict[str, str]) -> None:
     found = error_of("json_schema", text)
     assert type(found) is error
@@ -86,7 +94,11 @@ def test_json_schema(text: str, error: type[ServiceError], metadata: dict[str, s
         ("start: /(/", GrammarSyntax, {}),
         ("start: /a*/", GrammarSyntax, {}),
         ("", GrammarSyntax, {}),
-        ("%import common.ESCAPED_STRING\nstart: ESCAPED_STRING", UnsupportedConstruct, {"terminal": "ESCAPED_STRING", "name": "negative look-behind"}),
+        (
+            "%import common.ESCAPED_STRING\nstart: ESCAPED_STRING",
+            UnsupportedConstruct,
+            {"terminal": "ESCAPED_STRING", "name": "negative look-behind"},
+        ),
         ("%import secrets.KEY\nstart: KEY", UnsupportedConstruct, {"name": "%import"}),
         ("%import .secrets.KEY\nstart: KEY", UnsupportedConstruct, {"name": "%import"}),
         ("%declare X\nstart: X", UnsupportedConstruct, {"name": "%declare", "terminal": "X"}),

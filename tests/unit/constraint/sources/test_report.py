@@ -52,8 +52,23 @@ def test_every_keyword_is_reported_in_order() -> None:
 
 def test_documentation_lists_every_keyword_as_the_code_has_it() -> None:
     text = (Path(__file__).parents[4] / "docs" / "json-schema.md").read_text()
-    rows = {name: status for names, status in re.findall(r"^\| (`.*?`) \| (masked|annotation|refused)", text, re.M) for name in re.findall(r"`([^`]+)`", names)}
-    masked = {*kw.NUMBER_KEYWORDS, *kw.STRING_KEYWORDS, *kw.ARRAY_KEYWORDS, *kw.OBJECT_KEYWORDS, *kw.COMBINING_KEYWORDS, "type"}
-    expected = dict.fromkeys(masked, "masked") | dict.fromkeys(kw.ANNOTATIONS | kw.DEFINITIONS, "annotation") | dict.fromkeys(kw.REFUSED, "refused")
+    rows = {
+        name: status
+        for names, status in re.findall(r"^\| (`.*?`) \| (masked|annotation|refused)", text, re.M)
+        for name in re.findall(r"`([^`]+)`", names)
+    }
+    masked = {
+        *kw.NUMBER_KEYWORDS,
+        *kw.STRING_KEYWORDS,
+        *kw.ARRAY_KEYWORDS,
+        *kw.OBJECT_KEYWORDS,
+        *kw.COMBINING_KEYWORDS,
+        "type",
+    }
+    expected = (
+        dict.fromkeys(masked, "masked")
+        | dict.fromkeys(kw.ANNOTATIONS | kw.DEFINITIONS, "annotation")
+        | dict.fromkeys(kw.REFUSED, "refused")
+    )
     assert rows == expected
     assert set(re.findall(r"^\| `([a-z0-9-]+)` +\| ", text.split("## Formats")[1].split("##")[0], re.M)) == set(FORMATS)

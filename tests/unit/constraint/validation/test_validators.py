@@ -40,12 +40,15 @@ def test_json(schema: object, text: str, expected: bool) -> None:
 
 def test_violations_say_where() -> None:
     source = ConstraintSource("json_schema", '{"items": {"required": ["이름"], "type": "object"}}')
-    (violation,) = validate(source, "[{}]".encode())
+    (violation,) = validate(source, b"[{}]")
     assert (violation.instance_pointer, violation.schema_pointer) == ("/0", "/items/required")
 
 
 def test_at_most_ten_violations() -> None:
-    assert len(validate(ConstraintSource("json_schema", '{"items": {"type": "null"}}'), json.dumps([1] * 50).encode())) == 10
+    assert (
+        len(validate(ConstraintSource("json_schema", '{"items": {"type": "null"}}'), json.dumps([1] * 50).encode()))
+        == 10
+    )
 
 
 @pytest.mark.parametrize(
@@ -76,6 +79,8 @@ async def test_the_pool_kills_what_hangs_and_serves_on() -> None:
         with pytest.raises(UnsupportedConstruct):
             await pool.validate(ConstraintSource("json_schema", '{"not": {}}'), b"1", timeout_s=60)
         long_number = b"1" * 5000
-        assert await pool.validate(ConstraintSource("json_schema", '{"type": "integer"}'), long_number, timeout_s=60) == []
+        assert (
+            await pool.validate(ConstraintSource("json_schema", '{"type": "integer"}'), long_number, timeout_s=60) == []
+        )
     finally:
         await pool.close()
