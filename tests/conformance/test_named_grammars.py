@@ -1,4 +1,7 @@
-"""Each named grammar with texts that it takes and texts that it does not (byte for byte, so a line break at the end counts), for both our grammar and Lark."""
+"""Each named grammar with texts that it takes and texts that it does not (byte for byte.
+
+So a line break at the end counts), for both our grammar and Lark.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Lark grammars: Lark loads the text, and its rules and terminals become a grammar with the meaning of `parser="earley", lexer="dynamic_complete"`.
+"""Lark grammars, with the meaning of `parser="earley", lexer="dynamic_complete"`.
 
 Lark reads the language (imports, templates, EBNF, aliases, priorities); nothing of that is parsed here. What is left
 to do is to say exactly which texts Lark's own parser would take, because the finished text is given to it:
@@ -100,7 +100,8 @@ def _allow_bundled(base_path: object, grammar_path: str) -> tuple[Any, str]:
         raise FileNotFoundError  # for Lark: go on to the next loader
     name = grammar_path.removesuffix(".lark").replace("/", ".")
     raise UnsupportedConstruct(
-        f"%import of {name}: a grammar can import only what comes with Lark (common, unicode, python, lark); put the rules into the grammar",
+        f"%import of {name}: a grammar can import only what comes with Lark (common, unicode, python, "
+        "lark); put the rules into the grammar",
         name="%import",
         module=name,
     )

@@ -14,7 +14,10 @@ Enforcement: TypeAlias = Literal["masked", "checked", "annotation"]
 
 @dataclass(frozen=True, slots=True)
 class ConstraintSource:
-    """A constraint as it was sent. `choices` is for that kind only; the others have `text`. Named grammars are of kind "lark"."""
+    """A constraint as it was sent.
+
+    `choices` is for that kind only; the others have `text`. Named grammars are of kind "lark".
+    """
 
     kind: Kind
     text: str | None = None

@@ -41,7 +41,10 @@ def compiled(pattern: str) -> re.Pattern[str]:
 
 
 def to_python(pattern: str) -> str:
-    """Return the pattern in Python's syntax. It is one that `core/regex/parse.py` takes; others may raise re.error or mean something else."""
+    """Return the pattern in Python's syntax.
+
+    It is one that `core/regex/parse.py` takes; others may raise re.error or mean something else.
+    """
     out = []
     at = 0
     in_class = False

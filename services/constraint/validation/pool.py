@@ -28,7 +28,10 @@ class ValidatorPool:
         )
 
     async def start(self) -> None:
-        """Start the processes, so that the first request does not wait for their imports. Without it they start when needed."""
+        """Start the processes, so that the first request does not wait for their imports.
+
+        Without it they start when needed.
+        """
         await self._processes.start()
 
     async def validate(self, source: ConstraintSource, text: bytes, *, timeout_s: float) -> list[Violation]:
@@ -43,7 +46,8 @@ class ValidatorPool:
             violations: list[Violation] = await self._processes.run(source, text, timeout_s=timeout_s)
         except JobTimedOutError:
             raise DeadlineExceeded(
-                f"validating the text took longer than {timeout_s} s; the constraint may make its validator backtrack without end",
+                f"validating the text took longer than {timeout_s} s; the constraint may make its "
+                "validator backtrack without end",
                 limit="timeout_s",
                 value=timeout_s,
             ) from None

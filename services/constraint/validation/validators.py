@@ -40,7 +40,10 @@ _MAX_MESSAGE_CHARACTERS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One reason why a text does not satisfy its constraint; pointers are JSON Pointers, empty where there is none to give."""
+    """One reason why a text does not satisfy its constraint.
+
+    Pointers are JSON Pointers, empty where there is none to give.
+    """
 
     message: str
     instance_pointer: str = ""

@@ -131,7 +131,7 @@ def to_dfa(node: Node) -> Dfa:
 
 
 def to_early_dfa(node: Node) -> Dfa:
-    """Return the automaton of the texts p for which a backtracking matcher that need not take everything takes all of p.
+    """Return the automaton of the texts of which a backtracking matcher that may stop early takes all.
 
     It refuses `ab` for `a|ab`, and `/*a*/*/` for a comment that ends lazily: on these the matcher stops before the end.
 
@@ -192,7 +192,7 @@ def complement(dfa: Dfa) -> Dfa:
 def _explore(
     start: _State, step: Callable[[_State], list[tuple[Ranges, _State]]], is_accepting: Callable[[_State], bool]
 ) -> Dfa:
-    """Return the automaton of the states that are reached from `start`, without those from which no accepting one is."""
+    """Return the automaton of the states that `start` reaches and that reach an accepting one."""
     numbers = {start: 0}
     order = [start]
     edges: list[list[tuple[Ranges, int]]] = []
@@ -203,7 +203,8 @@ def _explore(
             if number is None:
                 if len(order) >= MAX_DFA_STATES:
                     raise GrammarTooLarge(
-                        f"the automaton of a pattern, or of patterns and lengths together, needs more than {MAX_DFA_STATES} states "
+                        "the automaton of a pattern, or of patterns and lengths together, needs more "
+                        f"than {MAX_DFA_STATES} states "
                         "(limit max_dfa_states); ask for less of the same text",
                         limit="max_dfa_states",
                         value=MAX_DFA_STATES,
@@ -238,7 +239,10 @@ def _reaching(edges: list[list[tuple[Ranges, int]]], accepting: set[int]) -> set
 
 
 class _Nfa:
-    """Thompson's automaton; a state has either one edge or epsilons, whose order is the order in which a backtracking matcher tries them."""
+    """Thompson's automaton.
+
+    A state has either one edge or epsilons, whose order is the order in which a backtracking matcher tries them.
+    """
 
     def __init__(self) -> None:
         self._edge: list[tuple[Ranges, int] | None] = []
@@ -247,7 +251,8 @@ class _Nfa:
     def new_state(self) -> int:
         if len(self._edge) >= MAX_NFA_STATES:
             raise GrammarTooLarge(
-                f"a pattern written out state by state needs more than {MAX_NFA_STATES} states (limit max_nfa_states); use smaller counts",
+                f"a pattern written out state by state needs more than {MAX_NFA_STATES} states (limit "
+                "max_nfa_states); use smaller counts",
                 limit="max_nfa_states",
                 value=MAX_NFA_STATES,
             )
@@ -291,7 +296,7 @@ class _Nfa:
         self._epsilons[source].append(target)
 
     def _fork(self, source: int, node: Repetition, skip: int, behind: int) -> None:
-        """Let `source` try the body, which leads to `behind`, or `skip`: the body first unless the repetition is lazy."""
+        """Let `source` try the body, which leads to `behind`, or `skip`: the body first unless it is lazy."""
         if self._edge[source] is not None or self._epsilons[source]:
             raise AssertionError("a state with two ways in one list")
         first = self.new_state()

@@ -90,7 +90,8 @@ class Combiner:
     ) -> tuple[Leaf | AnyValue, ...]:
         if len(left) * len(right) > MAX_LEAVES:
             raise GrammarTooLarge(
-                f"{pointer or 'the schema'}: combining its parts gives more than {MAX_LEAVES} cases (limit max_combined_cases); "
+                f"{pointer or 'the schema'}: combining its parts gives more than {MAX_LEAVES} cases "
+                "(limit max_combined_cases); "
                 "write the cases out, or split the schema",
                 limit="max_combined_cases",
                 value=MAX_LEAVES,
@@ -105,7 +106,8 @@ class Combiner:
             for j in range(i + 1, len(spread)):
                 if any(not self._is_empty(leaf, 0) for a in left for b in spread[j] for leaf in self._common(a, b)):
                     raise UnsupportedConstruct(
-                        f"{node.pointer}: options {i} and {j} may both hold for one value, and oneOf is enforced only where no two can; "
+                        f"{node.pointer}: options {i} and {j} may both hold for one value, and oneOf "
+                        "is enforced only where no two can; "
                         "use anyOf, or tell them apart by type, or by a required property with a const in each",
                         name="oneOf",
                         keyword="oneOf",
@@ -255,7 +257,10 @@ class Combiner:
 
 
 def identity(value: Json) -> object:
-    """Return something that is equal for equal JSON values: 1 and 1.0 are, 1 and true are not, and the order of keys does not matter."""
+    """Return something that is equal for equal JSON values.
+
+    1 and 1.0 are, 1 and true are not, and the order of keys does not matter.
+    """
     if isinstance(value, bool) or value is None:
         return ("literal", value)
     if isinstance(value, list):

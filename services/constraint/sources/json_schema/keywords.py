@@ -1,4 +1,7 @@
-"""The keywords of JSON Schema by what is done with them. What is in none of the tables is unknown to JSON Schema, which makes it an annotation."""
+"""The keywords of JSON Schema by what is done with them.
+
+What is in none of the tables is unknown to JSON Schema, which makes it an annotation.
+"""
 
 from __future__ import annotations
 

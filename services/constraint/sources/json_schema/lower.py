@@ -147,7 +147,7 @@ class _Lowering:
         return Reference(name)
 
     def _value(self, node: Node) -> Expression:
-        """Return the expression of a node's values; the same for the same node, and small: anything larger is a rule."""
+        """Return the expression of a node's values; the same for the same node, and small: what is large is a rule."""
         expression = self._expressions.get(id(node))
         if expression is None:
             expression = self._expressions[id(node)] = self._make(node)
@@ -314,7 +314,8 @@ class _Lowering:
         if inner is None and not may_be_empty:
             if extra is not None and node.min_properties > len(members):
                 raise UnsupportedConstruct(
-                    f"{node.pointer}/minProperties: only one additional property is sure to count, since two may have the "
+                    f"{node.pointer}/minProperties: only one additional property is sure to count, "
+                    "since two may have the "
                     "same key; declare more properties, or ask for fewer",
                     name="minProperties",
                     keyword="minProperties",
@@ -340,7 +341,7 @@ class _Lowering:
         return () if extra is None else (Repeat(Sequence((self._comma, extra)), 0, None),)
 
     def _around_required(self, members: list[tuple[Expression, bool]], extra: Expression | None) -> Expression:
-        """Return members of which one is required: the first such takes no comma, optional ones before it bring theirs."""
+        """Return members of which one is required: the first such has no comma, those before it bring theirs."""
         parts: list[Expression] = []
         is_anchored = False
         for member, is_required in members:
@@ -373,7 +374,8 @@ class _Lowering:
         """Return members by how many have been written; never empty."""
         if len(members) > MAX_COUNTED_PROPERTIES:
             raise GrammarTooLarge(
-                f"minProperties or maxProperties beside {len(members)} declared properties; the limit max_counted_properties is "
+                f"minProperties or maxProperties beside {len(members)} declared properties; the limit "
+                "max_counted_properties is "
                 f"{MAX_COUNTED_PROPERTIES}",
                 limit="max_counted_properties",
                 value=MAX_COUNTED_PROPERTIES,
@@ -415,7 +417,10 @@ class _Lowering:
 
 
 def _scalar(value: Json) -> bytes:
-    """Return a value as `json.dumps(ensure_ascii=False)` writes it; numbers that binary floating point cannot hold keep their digits."""
+    """Return a value as `json.dumps(ensure_ascii=False)` writes it.
+
+    Numbers that binary floating point cannot hold keep their digits.
+    """
     if isinstance(value, Decimal):
         return repr(float(value)).encode() if Decimal(repr(float(value))) == value else str(value).encode()
     return json.dumps(value, ensure_ascii=False).encode()
@@ -436,8 +441,10 @@ def _number(node: Number) -> Expression:
         expression = numeric.decimal_places(-exponent)
     if expression is None:
         raise UnsupportedConstruct(
-            f"{node.pointer}/multipleOf: this multipleOf with these bounds is not enforced yet; whole numbers (up to {numeric.MAX_DIVISOR} without "
-            f"bounds or from 0 on, up to {numeric.MAX_LISTED_MULTIPLES} multiples between bounds) and powers of ten without bounds are",
+            f"{node.pointer}/multipleOf: this multipleOf with these bounds is not enforced yet; whole "
+            f"numbers (up to {numeric.MAX_DIVISOR} without "
+            f"bounds or from 0 on, up to {numeric.MAX_LISTED_MULTIPLES} multiples between bounds) and "
+            "powers of ten without bounds are",
             name="multipleOf",
             keyword="multipleOf",
             pointer=f"{node.pointer}/multipleOf",

@@ -1,4 +1,7 @@
-"""What a schema says, as a small closed set of node types. Nodes are compared by identity, so that shared ones stay shared."""
+"""What a schema says, as a small closed set of node types.
+
+Nodes are compared by identity, so that shared ones stay shared.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ class Boolean:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Number:
-    """A number within bounds; `multiple_of` is a positive number of which it is a multiple. `pointer` is for messages."""
+    """A number within bounds that is a multiple of `multiple_of`, where there is one. `pointer` is for messages."""
 
     is_integer: bool = False
     low: Bound | None = None

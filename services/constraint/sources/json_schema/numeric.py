@@ -71,7 +71,7 @@ def integers(low: Bound | None, high: Bound | None) -> Expression:
 
 
 def multiples(divisor: int, low: Bound | None, high: Bound | None) -> Expression | None:
-    """Return the integers within the bounds that `divisor` divides, or None where that would take too much to express."""
+    """Return the integers within the bounds that `divisor` divides, or None where that takes too much."""
     first, last = _least_integer(low), _greatest_integer(high)
     if first is not None and last is not None:
         first = -(-first // divisor)
@@ -247,7 +247,7 @@ def _split(value: Decimal) -> tuple[int, str]:
 
 
 def _fractions(low: str, low_is_exclusive: bool, high: str | None, high_is_exclusive: bool) -> Expression:
-    """Return what may follow a whole part so that the digits behind the point are within bounds: nothing, or a point and digits.
+    """Return what may follow a whole part so that it is within bounds: nothing, or a point and digits.
 
     A state is (digits read, still equal to low, still equal to high); digits beyond the end of a bound are zeros.
     """
@@ -285,7 +285,7 @@ def _fractions(low: str, low_is_exclusive: bool, high: str | None, high_is_exclu
 
 
 def _divisible(divisor: int, *, allow_zero: bool = True) -> Expression:
-    """Return the whole numbers that `divisor` divides: one state per remainder, and a start that takes no leading zero."""
+    """Return the whole numbers that `divisor` divides, without leading zeros: one state per remainder."""
     start, zero = divisor, divisor + 1
     edges = [(start, 0x30 + digit, 0x30 + digit, digit % divisor) for digit in range(1, 10)]
     edges += [

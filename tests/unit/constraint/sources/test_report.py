@@ -1,4 +1,7 @@
-"""Every keyword occurrence is in the report, in the order of the source; and the documentation says what the code does."""
+"""Every keyword occurrence is in the report, in the order of the source.
+
+And the documentation says what the code does.
+"""
 
 import json
 import re
