@@ -78,7 +78,7 @@ def announce(pip: list[str], requirement: list[str]) -> None:
     print("asking your package index what is needed", flush=True)
     with tempfile.TemporaryDirectory() as directory:
         report_path = Path(directory) / "report.json"
-        command = [*pip, "install", "--quiet", "--dry-run", "--report", str(report_path), *requirement]
+        command = [*pip, "install", "-qq", "--dry-run", "--report", str(report_path), *requirement]
         if subprocess.call(command) != 0 or not report_path.is_file():
             print("how much will be downloaded cannot be told; pip's message is above", flush=True)
             return

@@ -84,7 +84,7 @@ def measure(client: GatewayClient, case: Case) -> Run:
         chat=[*case.example, ("user", case.question)],
         constraint=case.constraint,
         max_tokens=case.max_tokens,
-        whitespace="spaced",
+        whitespace=None if case.constraint is None else "spaced",
     )
     result: Any = None
     for piece in client.stream(generation):
