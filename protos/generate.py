@@ -16,12 +16,11 @@ def generate(protos: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     sources = sorted(str(path) for path in protos.glob("espalier/v1/*.proto"))
     builtin = Path(protoc.__file__).parent / "_proto"
-    # protoc looks its plugins up on PATH; in an isolated build they are beside the interpreter that runs us, or on PATH already.
+    # protoc looks its plugins up on PATH; in an isolated build they are beside our interpreter, or on PATH already.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    status = protoc.main(
-        ["protoc", f"-I{protos}", f"-I{builtin}", f"--python_out={out}", f"--grpc_python_out={out}"]
-        + [f"--mypy_out=quiet:{out}", f"--mypy_grpc_out=quiet:{out}", *sources]
-    )
+    plain = [f"--python_out={out}", f"--grpc_python_out={out}"]
+    typed = [f"--mypy_out=quiet:{out}", f"--mypy_grpc_out=quiet:{out}"]
+    status = protoc.main(["protoc", f"-I{protos}", f"-I{builtin}", *plain, *typed, *sources])
     if status != 0:
         raise RuntimeError(f"protoc ended with status {status}; its messages are above")
     (out / "espalier" / "v1" / "__init__.py").touch()
