@@ -16,7 +16,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from functools import lru_cache
 from itertools import islice
@@ -91,15 +91,24 @@ def _validate_lark(grammar: str, text: str) -> list[Violation]:
 
 def _validate_json(schema_text: str, text: str) -> list[Violation]:
     try:
-        value = json.loads(text, parse_float=Decimal, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_float=_decimal, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         return [Violation(f"the text is not JSON: {error.msg} at line {error.lineno}, column {error.colno}")]
     except _NotJson as error:
         return [Violation(f"the text is not JSON: {error} is not a JSON value")]
+    except InvalidOperation as error:
+        return [Violation(f"a number is beyond what decimals hold: {error}")]
     except RecursionError:
         raise InvalidRequest("the text is nested deeper than the validator takes", field="text") from None
     errors = _validator(schema_text).iter_errors(value)
     return [_violation(error) for error in islice(errors, MAX_VIOLATIONS)]
+
+
+def _decimal(text: str) -> Decimal:
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        raise InvalidOperation(text[:40]) from None
 
 
 def _violation(error: ValidationError) -> Violation:

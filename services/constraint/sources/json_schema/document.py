@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from decimal import Decimal
+from decimal import MAX_EMAX, Decimal, InvalidOperation
 from typing import NoReturn
 from urllib.parse import unquote, urldefrag, urljoin
 
@@ -47,6 +47,10 @@ def parse(text: str) -> Json:
         ) from None
     except RecursionError:
         raise too_deep("") from None
+    except InvalidOperation:
+        raise GrammarTooLarge(
+            "a number of the schema has an exponent beyond what decimals hold", limit="max_exponent", value=MAX_EMAX
+        ) from None
     except ValueError as error:  # an integer of more digits than Python reads
         raise GrammarTooLarge(
             f"a number of the schema is too long: {error}", limit="max_number_digits", value=4300

@@ -53,11 +53,12 @@ _SOME_DIGITS = Repeat(_DIGIT, 1, None)
 _MINUS = Bytes(b"-")
 _WHOLE = Alternation((Bytes(b"0"), Sequence((_digits("1"), _DIGITS))))
 _FRACTION = Sequence((Bytes(b"."), _SOME_DIGITS))
+# Three digits reach past what doubles and decimals hold; with more, `1e99999999999999999999` overflows every reader.
 _EXPONENT = Sequence(
     (
         expression([(((0x45, 0x45), (0x65, 0x65)),)]),
         optional(expression([(((0x2B, 0x2B), (0x2D, 0x2D)),)])),
-        _SOME_DIGITS,
+        Repeat(_DIGIT, 1, 3),
     )
 )
 

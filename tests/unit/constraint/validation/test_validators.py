@@ -29,6 +29,8 @@ def is_valid(schema: object, text: str) -> bool:
         ({"$schema": "http://json-schema.org/draft-04/schema#", "type": "integer"}, "1.0", False),
         ({"maximum": 0.1}, "0.1000000000000000000000001", False),
         ({"const": 1}, "true", False),
+        ({"type": "number"}, "1e400", True),
+        ({"type": "number"}, "1e99999999999999999999", False),
         ({}, "NaN", False),
         ({}, "[1,]", False),
         ({}, "", False),
