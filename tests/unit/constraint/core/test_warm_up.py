@@ -1,0 +1,40 @@
+"""No kernel is compiled, or loaded, after the warm-up: a request would wait for it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+SCRIPT = """
+from services.constraint.core import distances, interning, kernel, trie
+from services.constraint.core.engine import CompiledGrammar, Matcher, TokenTrie, compile_grammar, warm_up
+from services.constraint.core.grammar import *
+from services.vocabulary import allowed_token_ids
+from tests.support.grammars import vocabulary
+
+def variants():
+    modules = (distances, interning, kernel, trie)
+    return {name: len(f.signatures) for m in modules for name, f in vars(m).items() if hasattr(f, "signatures")}
+
+tokens = TokenTrie(vocabulary((("a", "b"), ("ab", "a"))))
+warm_up(tokens)
+before = variants()
+item = Alternation((Reference("start"), Repeat(ByteRange(97, 99), 1, 200), Bytes("한".encode()), Literals((b"abab", b"c"))))
+grammar = Grammar("start", {"start": Sequence((Bytes(b"[abab"), Repeat(item, 0, 100), Bytes(b"]")))})
+for forcing in ("canonical", "off"):
+    matcher = Matcher(CompiledGrammar.from_bytes(compile_grammar(grammar).to_bytes()), tokens, forcing=forcing)
+    state = matcher.start
+    for step in range(400):
+        guidance = matcher.guidance(state)
+        allowed = allowed_token_ids(guidance.bitmask, tokens.vocabulary.vocab_size).tolist()
+        if guidance.is_accepting:
+            break
+        state = matcher.accept(guidance.after_forced, [allowed[step % len(allowed)]])
+assert variants() == before, {name: n for name, n in variants().items() if before.get(name) != n}
+assert all(before[name] == 1 for name in before if name != "_mix"), before
+"""
+
+
+def test_no_kernel_is_compiled_after_the_warm_up() -> None:
+    result = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=250, check=False)
+    assert result.returncode == 0, result.stderr
