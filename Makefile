@@ -6,7 +6,7 @@ BIN := .venv/bin
 RELEASED := protos/released.binpb
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-integration test-e2e install install-run proto released format lint typecheck buf check ci bench run model clean
+.PHONY: help demo test test-quick test-integration test-conformance test-e2e install install-run proto released format lint typecheck buf check ci bench run model clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ test-quick: install  ## Run the tests that need neither the model nor more than 
 
 test-integration: install  ## Run the tests that start processes
 	@$(BIN)/python -m pytest tests/integration
+
+test-conformance: install  ## Run the suites that others wrote
+	@$(BIN)/python -m pytest tests/conformance
 
 test-e2e: install model  ## Run the tests with the real model
 	@$(BIN)/python -m pytest tests/e2e
