@@ -19,7 +19,8 @@ def variants():
 tokens = TokenTrie(vocabulary((("a", "b"), ("ab", "a"))))
 warm_up(tokens)
 before = variants()
-item = Alternation((Reference("start"), Repeat(ByteRange(97, 99), 1, 200), Bytes("한".encode()), Literals((b"abab", b"c"))))
+words = Literals((b"abab", b"c"))
+item = Alternation((Reference("start"), Repeat(ByteRange(97, 99), 1, 200), Bytes("한".encode()), words))
 grammar = Grammar("start", {"start": Sequence((Bytes(b"[abab"), Repeat(item, 0, 100), Bytes(b"]")))})
 for forcing in ("canonical", "off"):
     matcher = Matcher(CompiledGrammar.from_bytes(compile_grammar(grammar).to_bytes()), tokens, forcing=forcing)
