@@ -6,7 +6,7 @@ BIN := .venv/bin
 RELEASED := protos/released.binpb
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-integration test-conformance test-e2e install install-run proto released format lint typecheck buf check ci bench run model clean
+.PHONY: help demo test test-quick test-integration test-conformance test-e2e install install-run proto released format lint typecheck buf check ci bench bench-mask run model clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ ci:  ## Run CI as its machine does
 
 bench: install model  ## Measure time per token, guided against unguided
 	@$(BIN)/python -m tests.bench.guided
+
+bench-mask: install model  ## Measure compile and mask times over MaskBench's schemas (see tests/bench/masks.py for the data)
+	@$(BIN)/python -m tests.bench.masks
 
 run: install-run model  ## Start everything until Ctrl-C
 	@$(BIN)/espalier up
