@@ -37,12 +37,13 @@ _LONG_CATEGORIES = {
 @lru_cache(maxsize=1024)
 def compiled(pattern: str) -> re.Pattern[str]:
     """Return the pattern as Python matches it; to be searched for."""
-    return re.compile(to_python(pattern))
+    return re.compile(to_python(pattern), re.ASCII)
 
 
 def to_python(pattern: str) -> str:
-    """Return the pattern in Python's syntax.
+    """Return the pattern in Python's syntax, to be compiled with `re.ASCII`.
 
+    Not as `(?a:...)`: in that, Python's `\\W` does not find `é`.
     It is one that `core/regex/parse.py` takes; others may raise re.error or mean something else.
     """
     out = []
@@ -78,7 +79,7 @@ def to_python(pattern: str) -> str:
             at += 2
         else:
             out.append(char)
-    return f"(?a:{''.join(out)})"
+    return "".join(out)
 
 
 def _escape(pattern: str, at: int, *, in_class: bool) -> tuple[str, int]:
