@@ -28,20 +28,13 @@ _TABLE_WIDTH = 110
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Something to write: what the user asks, after a worked example where there is one, and the constraint."""
+    """Something to write: what the user asks, and the constraint on the answer."""
 
     title: str
     question: str
     constraint: Any
     constraint_name: str
     max_tokens: int
-    example: tuple[tuple[str, str], ...] = ()
-    """(role, content) pairs that go before the question; a model this small needs to see one."""
-
-    @property
-    def chat(self) -> list[tuple[str, str]]:
-        """The whole conversation."""
-        return [*self.example, ("user", self.question)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +86,9 @@ def tasks() -> list[Task]:
     documents = {"changelog": "a Debian changelog entry", "email": "an e-mail", "korean": "a text in Korean"}
     made = []
     for name, title in documents.items():
-        ask = "Extract the record from this text as JSON.\n\n"
-        example = (("user", ask + _data(f"{name}.example.txt")), ("assistant", _data(f"{name}.example.json").strip()))
+        question = _data(f"{name}.txt") + "\nWrite what the text above describes as JSON."
         schema = make_constraint("json_schema", _data(f"{name}.schema.json"))
-        made.append(Task(title, ask + _data(f"{name}.txt"), schema, f"{name}.schema.json", 200, example))
+        made.append(Task(title, question, schema, f"{name}.schema.json", 200))
     question = "Name three fruits and the colour of each."
     made.append(Task("a question", question, make_constraint("lark", _data("answer.lark")), "answer.lark", 100))
     return made
@@ -121,7 +113,7 @@ def _do(task: Task, client: GatewayClient, console: Console) -> Outcome:
     console.print(Text(task.question.rstrip(), style="italic dim"))
     console.print()
     generation = make_generation(
-        chat=task.chat, constraint=task.constraint, whitespace="spaced", max_tokens=task.max_tokens
+        chat=[("user", task.question)], constraint=task.constraint, whitespace="spaced", max_tokens=task.max_tokens
     )
     text = ""
     result: Any = None

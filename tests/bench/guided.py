@@ -40,7 +40,6 @@ class Case:
     question: str
     constraint: Any
     max_tokens: int
-    example: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,10 +65,7 @@ def cases(num_tokens: int) -> list[Case]:
     # Any characters at all, and so many that the limit ends the text: all that differs from free text is the machinery.
     anything = make_constraint("regex", r"[\s\S]{1,100000}")
     letters = make_constraint("regex", r"[A-Z][a-zA-Z ,.'\n]{1,100000}")
-    demo = [
-        Case(f"JSON: {task.title}", task.question, task.constraint, task.max_tokens, task.example)
-        for task in tasks()[:2]
-    ]
+    demo = [Case(f"JSON: {task.title}", task.question, task.constraint, task.max_tokens) for task in tasks()[:2]]
     return [
         Case("unguided", QUESTION, None, num_tokens),
         Case("guided, any text", QUESTION, anything, num_tokens),
@@ -81,7 +77,7 @@ def cases(num_tokens: int) -> list[Case]:
 def measure(client: GatewayClient, case: Case) -> Run:
     """Write one text and read its numbers."""
     generation = make_generation(
-        chat=[*case.example, ("user", case.question)],
+        chat=[("user", case.question)],
         constraint=case.constraint,
         max_tokens=case.max_tokens,
         whitespace=None if case.constraint is None else "spaced",
