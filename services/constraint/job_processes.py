@@ -61,7 +61,7 @@ class JobProcesses:
         """
         try:
             async with asyncio.timeout(timeout_s), self._slots:
-                process = self._idle.pop() if self._idle else await self._launch()
+                process = await self._take()
                 try:
                     outcome = await self._ask(process, arguments)
                 except BaseException:  # a time-out and a cancellation too: the process is busy with what nobody wants
@@ -79,6 +79,15 @@ class JobProcesses:
         for process in list(self._all):
             await self._kill(process)
         self._idle.clear()
+
+    async def _take(self) -> asyncio.subprocess.Process:
+        """Take an idle process, or start one: idle ones may have died, killed for memory for example."""
+        while self._idle:
+            process = self._idle.pop()
+            if process.returncode is None:
+                return process
+            self._all.discard(process)
+        return await self._launch()
 
     async def _launch(self) -> asyncio.subprocess.Process:
         process = await asyncio.create_subprocess_exec(

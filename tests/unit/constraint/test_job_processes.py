@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -62,6 +63,13 @@ async def test_crashes_are_told_apart_and_survived(processes: JobProcesses, what
     with pytest.raises(JobCrashedError) as caught:
         await processes.run(what, timeout_s=20)
     assert says in str(caught.value)
+    assert await processes.run("echo", 1, timeout_s=20) == 1
+
+
+async def test_a_process_that_died_while_idle_costs_no_job(processes: JobProcesses) -> None:
+    for pid in {await processes.run("pid", timeout_s=20) for _ in range(4)}:
+        os.kill(pid, signal.SIGKILL)
+    await asyncio.sleep(0.5)
     assert await processes.run("echo", 1, timeout_s=20) == 1
 
 
