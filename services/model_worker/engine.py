@@ -6,6 +6,7 @@ finished.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from services.rpckit.status import LeaseExpired, NotReady, OutOfCapacity, Servic
 
 _log = structlog.get_logger()
 
+ENGINE_FAILED_EXIT_CODE = 70
 _MIN_PREFILL_TOKENS = 16
 _IDLE_S = 1.0
 """Longest sleep without work: how late an ended lease is noticed."""
@@ -123,7 +125,12 @@ class Engine:
                     self._wake.wait(_IDLE_S)
                 if self._is_stopping:
                     break
-            self.step()
+            try:
+                self.step()
+            except Exception as error:
+                # The state of the sequences is not known any more. Nobody must wait for a thread that has ended.
+                _log.critical("the engine failed; the worker ends", exc_info=error)
+                os._exit(ENGINE_FAILED_EXIT_CODE)
         for _, future in self._releases:
             future.set_result(0)
         for pending in [*self._running, *self._waiting, *self._arrived]:

@@ -1,9 +1,15 @@
 """The step protocol, on the toy model, one round at a time. The oracle of all logits is one prefill of the tokens."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from services.model_worker.batching import StepOutcome
+from services.model_worker.engine import ENGINE_FAILED_EXIT_CODE
 from services.model_worker.sequence import Step
 from services.rpckit.status import (
     ContextExceeded,
@@ -290,3 +296,27 @@ def test_a_failed_forward_pass_fails_its_steps_only(monkeypatch: pytest.MonkeyPa
     assert [type(outcome) for outcome in outcomes] == [ServiceError, ServiceError]
     assert driven.num_used_blocks == used
     assert_logits(driven.one("a", 20, (5,)).logits, prefill_logits([*TOKENS[:20], 5])[-1:])
+
+
+def test_a_failed_engine_ends_the_worker_rather_than_leave_callers_waiting() -> None:
+    program = """
+from services.model_worker.sequence import Step
+from tests.support.toy_model import DrivenEngine
+driven = DrivenEngine()
+driven.engine.step = lambda: 1 / 0
+driven.engine.start()
+(step,) = driven.submit(Step(sequence_id="a", position=0, token_ids=(5,)))
+step.result(timeout=20)
+"""
+    root = Path(__file__).parents[3]
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": f"{root}:{root / 'gen'}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == ENGINE_FAILED_EXIT_CODE
+    assert "ZeroDivisionError" in ended.stdout + ended.stderr
