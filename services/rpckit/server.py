@@ -63,6 +63,10 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 _log = structlog.get_logger()
 
 
+# Without the frames' variables: those are callers' prompts and our secrets.
+_tracebacks = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
+
+
 def configure_logs(settings: ServiceSettings) -> None:
     """Send logs to stderr: structlog's and those of libraries, as JSON lines or as text."""
     shared: list[structlog.typing.Processor] = [
@@ -72,9 +76,11 @@ def configure_logs(settings: ServiceSettings) -> None:
         structlog.processors.StackInfoRenderer(),
     ]
     rendering: list[structlog.typing.Processor] = (
-        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(ensure_ascii=False)]
+        [_tracebacks, structlog.processors.JSONRenderer(ensure_ascii=False)]
         if settings.log_format == "json"
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        else [
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+        ]
     )
     structlog.configure(
         processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

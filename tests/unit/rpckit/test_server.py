@@ -208,3 +208,32 @@ def test_metrics_port_in_use_ends_with_1() -> None:
         _, err = process.communicate(timeout=30)
     assert process.returncode == 1
     assert "cannot serve metrics on 127.0.0.1:" in err
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_a_traceback_in_the_log_has_no_variables(log_format: str) -> None:
+    program = """
+import structlog, sys
+from services.constraint.settings import ConstraintSettings
+from services.rpckit.server import configure_logs
+def handle(prompt):
+    raise KeyError("what went wrong")
+configure_logs(ConstraintSettings.load(["--log-format", sys.argv[1]]))
+try:
+    handle("a caller's " + "private prompt")
+except KeyError as error:
+    structlog.get_logger().error("unexpected", exc_info=error)
+"""
+    root = Path(__file__).parents[3]
+    logged = subprocess.run(
+        [sys.executable, "-c", program, log_format],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": f"{root}:{root / 'gen'}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stderr
+    assert "what went wrong" in logged
+    assert "handle" in logged
+    assert "private prompt" not in logged
