@@ -38,7 +38,7 @@ from services.constraint.sources.json_schema.nodes import (
 )
 from services.constraint.sources.json_schema.numeric import Bound
 from services.constraint.sources.source import Enforcement, KeywordReport
-from services.rpckit.status import GrammarSyntax, UnsupportedConstruct
+from services.rpckit.status import GrammarSyntax, GrammarTooLarge, UnsupportedConstruct
 
 _TYPES: dict[str, Leaf] = {
     "null": NULL,
@@ -57,6 +57,13 @@ _GROUPS = {
     **dict.fromkeys(kw.OBJECT_KEYWORDS, "object"),
 }
 _COMBINING = frozenset(kw.COMBINING_KEYWORDS)
+
+MAX_MINIMUM_COUNT = 1_000_000
+"""Largest `minLength`, `minItems` or `minProperties`: no context holds a text of that length."""
+
+_ENDLESS = 1 << 28
+"""A maximum from here on bounds nothing: a text that long is beyond any context and is refused by the validator.
+Schemas made by programs have such numbers (2147483647), and the core counts up to 2^29."""
 _UNBOUNDED_NOTE = "integers are written with digits alone"
 _BOUNDED_NOTE = "numbers with a bound are written without an exponent"
 
@@ -296,6 +303,15 @@ class _Reader:
             return None
         if value < 0 or value.adjusted() > 18 or value != value.to_integral_value():
             self._wrong(pointer, keyword, "a whole number from 0 to 10^18")
+        if keyword.startswith("max"):
+            return int(value) if value < _ENDLESS else None
+        if value > MAX_MINIMUM_COUNT:
+            raise GrammarTooLarge(
+                f"{pointer}/{keyword}: {keyword} is over {MAX_MINIMUM_COUNT} (limit max_minimum_count); ask for less",
+                limit="max_minimum_count",
+                value=MAX_MINIMUM_COUNT,
+                pointer=f"{pointer}/{keyword}",
+            )
         return int(value)
 
     def _read_number(self, schema: dict[str, Json], pointer: str, *, is_integer: bool) -> Number:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from services.constraint.core.engine import compile_grammar
+from services.constraint.core.engine import CompiledGrammar, compile_grammar
 from services.constraint.sources import ConstraintSource, SourceOptions, build
 from services.constraint.sources.source import Kind
 from services.rpckit.status import (
@@ -147,3 +147,24 @@ def test_counts_in_a_pattern_are_not_written_out() -> None:
     schema = json.dumps({"type": "string", "pattern": "^([a-z]{1,1000};){1,1000}$"})
     compiled = compile_grammar(build(ConstraintSource("json_schema", schema), SourceOptions()).grammar)
     assert len(compiled.to_bytes()) < 50_000
+
+
+@pytest.mark.parametrize(
+    ("kind", "keyword"), [("string", "minLength"), ("array", "minItems"), ("object", "minProperties")]
+)
+@pytest.mark.parametrize("count", [10**7, 10**9, 10**18])
+def test_huge_minimum_is_a_limit_not_a_contradiction(kind: str, keyword: str, count: int) -> None:
+    error = error_of("json_schema", json.dumps({"properties": {"a": {"type": kind, keyword: count}}}))
+    assert isinstance(error, GrammarTooLarge)
+    assert error.metadata["limit"] == "max_minimum_count"
+    assert error.metadata["pointer"] == f"/properties/a/{keyword}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "keyword"), [("string", "maxLength"), ("array", "maxItems"), ("object", "maxProperties")]
+)
+@pytest.mark.parametrize("count", [2**28, 2**29, 2**31 - 1, 10**18])
+def test_huge_maximum_bounds_nothing(kind: str, keyword: str, count: int) -> None:
+    source = ConstraintSource("json_schema", json.dumps({"type": kind, keyword: count}))
+    compiled = compile_grammar(build(source, SourceOptions()).grammar)
+    CompiledGrammar.from_bytes(compiled.to_bytes())
