@@ -6,7 +6,7 @@ BIN := .venv/bin
 RELEASED := protos/released.binpb
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-integration test-conformance test-e2e install install-run proto released format lint typecheck buf check ci bench bench-mask run model clean
+.PHONY: help demo test test-quick test-integration test-conformance test-e2e test-bounds install install-run proto released format lint typecheck buf check ci bench bench-mask run model clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,11 @@ test-conformance: install  ## Run the suites that others wrote
 
 test-e2e: install model  ## Run the tests with the real model
 	@$(BIN)/python -m pytest tests/e2e
+
+# Kernels check no index. A cache of their own, because Numba's does not tell checked code from unchecked.
+test-bounds: install  ## Run the core's tests with every array index checked
+	@NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=build/kernels-checked $(BIN)/python -m pytest -q \
+		tests/property/test_constraint_core.py tests/unit/constraint/core
 
 install:  ## Create .venv with all that development needs
 	@$(if $(PYTHON),,$(error Espalier needs Python 3.11 or later on PATH, or PYTHON=/path/to/it))$(PYTHON) deploy/install.py dev
@@ -58,7 +63,7 @@ buf: install  ## Lint the contract and check that nothing released breaks
 	@$(BIN)/buf format protos --diff --exit-code
 	@$(BIN)/buf breaking protos --against $(RELEASED)
 
-check: lint typecheck buf test  ## All that CI runs: lint, types, contract, tests
+check: lint typecheck buf test-bounds test  ## All that CI runs: lint, types, contract, tests twice for the core
 
 ci:  ## Run CI as its machine does
 	@.ci/run
