@@ -12,6 +12,7 @@ from google.protobuf.json_format import MessageToDict
 
 from services.rpckit.rich_status import from_rpc_error
 from services.rpckit.server import CHANNEL_OPTIONS
+from services.rpckit.status import DeadlineExceeded, NotReady
 
 ConstraintKind = Literal["json_schema", "lark", "regex", "grammar_name"]
 
@@ -54,6 +55,7 @@ class GatewayClient:
 
     def __init__(self, address: str, *, timeout_s: float) -> None:
         """Connect when first called."""
+        self._address = address
         self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._stub = gateway_pb2_grpc.GatewayServiceStub(self._channel)
         self._timeout_s = timeout_s
@@ -68,18 +70,18 @@ class GatewayClient:
 
     def generate(self, generation: gateway_pb2.Generation) -> gateway_pb2.GenerateResponse:
         """Write a text."""
-        with _errors():
+        with _errors(self._address):
             return self._stub.Generate(gateway_pb2.GenerateRequest(generation=generation), timeout=self._timeout_s)
 
     def stream(self, generation: gateway_pb2.Generation) -> Iterator[gateway_pb2.GenerateStreamResponse]:
         """Write a text, piece by piece."""
         request = gateway_pb2.GenerateStreamRequest(generation=generation)
-        with _errors():
+        with _errors(self._address):
             yield from self._stub.GenerateStream(request, timeout=self._timeout_s)
 
     def model_info(self) -> gateway_pb2.GetModelInfoResponse:
         """Ask what model answers."""
-        with _errors():
+        with _errors(self._address):
             return self._stub.GetModelInfo(gateway_pb2.GetModelInfoRequest(), timeout=self._timeout_s)
 
 
@@ -88,6 +90,7 @@ class ConstraintClient:
 
     def __init__(self, address: str, *, timeout_s: float) -> None:
         """Connect when first called."""
+        self._address = address
         self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._stub = constraint_pb2_grpc.ConstraintServiceStub(self._channel)
         self._timeout_s = timeout_s
@@ -103,18 +106,18 @@ class ConstraintClient:
     def compile(self, constraint: Any, vocabulary_digest: str) -> constraint_pb2.CompileResponse:
         """Compile a constraint."""
         request = constraint_pb2.CompileRequest(constraint=constraint, vocabulary_digest=vocabulary_digest)
-        with _errors():
+        with _errors(self._address):
             return self._stub.Compile(request, timeout=self._timeout_s)
 
     def validate(self, constraint: Any, text: bytes) -> constraint_pb2.ValidateResponse:
         """Judge a text."""
         request = constraint_pb2.ValidateRequest(constraint=constraint, text=text)
-        with _errors():
+        with _errors(self._address):
             return self._stub.Validate(request, timeout=self._timeout_s)
 
     def list_grammars(self) -> list[tuple[str, str]]:
         """List the named grammars with what each describes."""
-        with _errors():
+        with _errors(self._address):
             answer = self._stub.ListGrammars(constraint_pb2.ListGrammarsRequest(), timeout=self._timeout_s)
         return [(grammar.name, grammar.description) for grammar in answer.grammars]
 
@@ -135,8 +138,16 @@ def enforcement(report: types_pb2.KeywordReport) -> str:
 
 
 @contextlib.contextmanager
-def _errors() -> Iterator[None]:
+def _errors(address: str) -> Iterator[None]:
     try:
         yield
     except grpc.RpcError as error:
-        raise from_rpc_error(error) from None
+        said = from_rpc_error(error)
+        # Without metadata it was gRPC on this side that gave up, not a service of ours that knows why.
+        if isinstance(said, NotReady) and not said.metadata:
+            said.message = (
+                f"no answer from {address}: is `espalier up` running, and is the address right? ({said.message})"
+            )
+        elif isinstance(said, DeadlineExceeded) and not said.metadata:
+            said.message = f"no full answer from {address} in time: allow more by --timeout ({said.message})"
+        raise said from None

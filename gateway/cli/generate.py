@@ -84,11 +84,11 @@ def read_request(
         raise CommandError("give exactly one of --prompt and --chat", BAD_USAGE)
     if system is not None and chat is None:
         raise CommandError("--system goes with --chat", BAD_USAGE)
-    messages = None
-    if chat is not None:
-        messages = [("system", system)] if system is not None else []
-        messages.append(("user", sys.stdin.read() if chat == "-" else chat))
     try:
+        messages = None
+        if chat is not None:
+            messages = [("system", system)] if system is not None else []
+            messages.append(("user", sys.stdin.read() if chat == "-" else chat))
         generation = make_generation(
             prompt=sys.stdin.read() if prompt == "-" else prompt,
             chat=messages,
@@ -101,8 +101,10 @@ def read_request(
             top_p=top_p,
             seed=seed,
         )
-    except ValueError as error:  # a number that the contract's type cannot hold, such as a negative count
-        raise CommandError(f"a number is out of range: {error}", BAD_USAGE) from None
+    except UnicodeError:  # stdin, or an argument that came through a locale without UTF-8
+        raise CommandError(
+            "a text is not UTF-8: convert it, and see that the locale is a UTF-8 one", BAD_USAGE
+        ) from None
     return Request(generation)
 
 

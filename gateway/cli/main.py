@@ -105,12 +105,12 @@ def generate(
     whitespace: Annotated[
         Literal["bounded", "compact", "spaced"] | None, typer.Option(help="White space in JSON. Default: bounded.")
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Most tokens to write.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens to write.", min=1, max=2**32 - 1)] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy, the default.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Keep the k most likely tokens.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Keep the k most likely tokens.", min=0, max=2**32 - 1)] = None,
     top_p: Annotated[float | None, typer.Option(help="Keep the fewest tokens that reach this probability.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Same seed, same text.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same text.", min=0, max=2**64 - 1)] = None,
     stream: Annotated[bool, typer.Option(help="Print the text as it is written.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole reply as JSON.")] = False,
     gateway_address: GatewayAddress = "127.0.0.1:50060",

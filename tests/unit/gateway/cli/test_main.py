@@ -39,9 +39,11 @@ def test_help_lists_the_commands() -> None:
         (["generate", "--prompt", "a", "--regex", "b", "--choice", "c"], 2, "at most one of"),
         (["generate", "--prompt", "a", "--schema", "/nowhere.json"], 2, "cannot read /nowhere.json: No such file"),
         (["generate", "--prompt", "a", "--grammar", "./nowhere"], 2, "cannot read nowhere: No such file"),
-        (["generate", "--prompt", "a", "--max-tokens", "-1"], 2, "out of range"),
-        (["generate", "--prompt", "a", "--seed", "-1"], 2, "out of range"),
-        (["generate", "--prompt", "a", "--gateway-address", "127.0.0.1:9"], 4, "UNAVAILABLE"),
+        (["generate", "--prompt", "a", "--max-tokens", "-1"], 2, "--max-tokens"),
+        (["generate", "--prompt", "a", "--max-tokens", "0"], 2, "--max-tokens"),
+        (["generate", "--prompt", "a", "--top-k", "4294967296"], 2, "--top-k"),
+        (["generate", "--prompt", "a", "--seed", "-1"], 2, "--seed"),
+        (["generate", "--prompt", "a", "--gateway-address", "127.0.0.1:9"], 4, "is `espalier up` running"),
         (["check", "--gateway-address", "127.0.0.1:9"], 2, "give one of"),
         (["check", "--regex", "a", "--gateway-address", "127.0.0.1:9"], 4, "UNAVAILABLE"),
         (["grammars", "--constraint-address", "127.0.0.1:9"], 4, "UNAVAILABLE"),
@@ -58,6 +60,21 @@ def test_up_without_a_model_says_how_to_get_one(tmp_path: Path) -> None:
     done = _espalier("up", cwd=tmp_path)
     assert done.returncode == 2
     assert "espalier model fetch" in done.stderr
+
+
+@pytest.mark.parametrize("flag", ["--prompt", "--chat"])
+def test_stdin_that_is_not_utf8(flag: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway.cli.main", "generate", flag, "-"],
+        input=b"\xff\xfe",
+        capture_output=True,
+        timeout=60,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}"},
+        cwd=ROOT,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"a text is not UTF-8" in done.stderr
 
 
 def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
