@@ -12,10 +12,11 @@ from typing import Any
 import grpc
 import grpc.aio
 import structlog
+from google.protobuf.message import DecodeError
 from prometheus_client import Gauge, Histogram
 
 from services.rpckit.rich_status import from_rpc_error, to_trailing_metadata
-from services.rpckit.status import NotReady, ServiceError
+from services.rpckit.status import InvalidRequest, NotReady, ServiceError
 
 RPC_SECONDS = Histogram(
     "espalier_rpc_seconds",
@@ -55,11 +56,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return handler
         behavior = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
 
+        # gRPC itself would answer UNKNOWN to bytes that are no message. Streams are between our services: left to it.
+        read, deserializer = _reader(handler)
+
         async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             with self._watch(method, context) as call:
                 try:
                     self._refuse_unless_ready()
-                    return await behavior(request, context)
+                    return await behavior(read(request), context)
                 except Exception as error:
                     await call.abort(error)
 
@@ -67,7 +71,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             with self._watch(method, context) as call:
                 try:
                     self._refuse_unless_ready()
-                    produced = behavior(request, context)
+                    produced = behavior(read(request), context)
                     if inspect.isawaitable(produced):  # a handler that writes to the context itself
                         await produced
                         return
@@ -84,7 +88,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         }[handler.request_streaming, handler.response_streaming]
         return make(
             stream if handler.response_streaming else answer,
-            request_deserializer=handler.request_deserializer,
+            request_deserializer=deserializer,
             response_serializer=handler.response_serializer,
         )
 
@@ -152,6 +156,20 @@ class _Call:
         self.code = error.code
         code, details, trailing = to_trailing_metadata(error)
         await self._context.abort(code, details, trailing)
+
+
+def _reader(handler: Any) -> tuple[Callable[[Any], Any], Any]:
+    """Return what parses a request within the handler, and what gRPC is to parse with before it."""
+    if handler.request_streaming:
+        return (lambda requests: requests), handler.request_deserializer
+
+    def read(data: bytes) -> Any:
+        try:
+            return handler.request_deserializer(data)
+        except DecodeError as error:
+            raise InvalidRequest(f"the request is not a message of this method: {error}") from None
+
+    return read, None
 
 
 def _safe(metadata: dict[str, str]) -> dict[str, str]:

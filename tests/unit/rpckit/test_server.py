@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from services.rpckit.interceptors import CallInterceptor
 from services.rpckit.rich_status import from_rpc_error
 from services.rpckit.server import CHANNEL_OPTIONS
-from services.rpckit.status import LeaseExpired, NotReady, ServiceError, TokenRejected
+from services.rpckit.status import InvalidRequest, LeaseExpired, NotReady, ServiceError, TokenRejected
 
 pb = constraint_pb2
 
@@ -50,14 +50,19 @@ async def ready() -> list[bool]:
 
 
 @pytest.fixture
-async def stub(ready: list[bool]) -> AsyncIterator[Any]:
+async def channel(ready: list[bool]) -> AsyncIterator[grpc.aio.Channel]:
     server = grpc.aio.server(interceptors=[CallInterceptor("constraint", lambda: ready[0])])
     constraint_pb2_grpc.add_ConstraintServiceServicer_to_server(Servicer(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=CHANNEL_OPTIONS) as channel:
-        yield constraint_pb2_grpc.ConstraintServiceStub(channel)
+        yield channel
     await server.stop(None)
+
+
+@pytest.fixture
+async def stub(channel: grpc.aio.Channel) -> Any:
+    return constraint_pb2_grpc.ConstraintServiceStub(channel)
 
 
 async def _error_of(call: Any) -> ServiceError:
@@ -81,6 +86,12 @@ async def test_a_bug_is_internal_and_tells_nothing_but_an_id(stub: Any) -> None:
     assert type(error) is ServiceError
     assert "secret" not in error.message
     assert error.metadata["error_id"] in error.message
+
+
+@pytest.mark.parametrize("data", [b"\xff\xff\xff", b"\x1a\x02\xff\xfe"])
+async def test_bytes_that_are_no_message_or_no_utf8_are_refused(channel: grpc.aio.Channel, data: bytes) -> None:
+    call: Any = channel.unary_unary("/espalier.v1.ConstraintService/Compile")
+    assert isinstance(await _error_of(call(data)), InvalidRequest)
 
 
 async def test_a_handler_may_abort_by_itself(stub: Any) -> None:
