@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from gateway.cli.client import GatewayClient, as_json, finish_reason, make_constraint, make_generation
+from gateway.cli.client import GatewayClient, as_json, enforcement, finish_reason, make_constraint, make_generation
 from gateway.cli.errors import BAD_USAGE, CommandError
 
 
@@ -136,7 +136,19 @@ def run(request: Request, *, address: str, timeout_s: float, streams: bool, prin
                 return
             print(response.text)
     if result is not None:
-        Console(stderr=True, highlight=False).print(summary(result), style="dim")
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        for warning in warnings(result):
+            console.print(f"warning: {warning}", style="yellow", markup=False)
+        console.print(summary(result), style="dim")
+
+
+def warnings(result: Any) -> list[str]:
+    """Say which keywords of the schema were not enforced because JSON Schema does not know them."""
+    return [
+        f"{keyword.pointer} is not enforced: {keyword.note}"
+        for keyword in result.keywords
+        if enforcement(keyword) == "annotation" and keyword.note.startswith("unknown keyword")
+    ]
 
 
 def summary(result: Any) -> str:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from services.constraint.core import distances
-from services.constraint.core.tables import UNREACHABLE, Int32s, Tables, Uint8s
-from services.rpckit.status import UnsatisfiableGrammar
+from services.constraint.core.tables import TOO_FAR, UNREACHABLE, Int32s, Tables, Uint8s
+from services.rpckit.status import GrammarTooLarge, UnsatisfiableGrammar
 
 # Raise it whenever the tables, their meaning or the lowering change: older entries in a cache become misses.
 FORMAT_VERSION = 1
@@ -65,8 +65,15 @@ class CompiledGrammar:
 
         Raises:
             UnsatisfiableGrammar: no text matches.
+            GrammarTooLarge: every text that matches has TOO_FAR bytes or more.
         """
         tables, min_bytes = distances.measured(tables, start_rule)
+        if min_bytes == TOO_FAR and not accepts_empty:
+            raise GrammarTooLarge(
+                f"every text has at least {TOO_FAR} bytes (limit max_min_bytes); ask for less",
+                limit="max_min_bytes",
+                value=TOO_FAR,
+            )
         if min_bytes >= UNREACHABLE and not accepts_empty:
             raise UnsatisfiableGrammar(
                 "no text can satisfy the constraint: every way through it needs something that nothing matches"
@@ -123,7 +130,15 @@ class CompiledGrammar:
             start_rule = int(head["start_rule"])
             _check(tables, start_rule)
             return cls.of(tables, start_rule, accepts_empty=bool(head["accepts_empty"]))
-        except (struct.error, ValueError, KeyError, TypeError, RecursionError, UnsatisfiableGrammar) as error:
+        except (
+            struct.error,
+            ValueError,
+            KeyError,
+            TypeError,
+            RecursionError,
+            UnsatisfiableGrammar,
+            GrammarTooLarge,
+        ) as error:
             raise CorruptGrammarError(f"not a compiled grammar: {error}") from error
 
 

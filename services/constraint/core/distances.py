@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from services.constraint.core.compiling import compiled
-from services.constraint.core.tables import UNREACHABLE, Int32s, Tables, Uint8s
+from services.constraint.core.tables import TOO_FAR, UNREACHABLE, Int32s, Tables, Uint8s
 
 
 def unmeasured(num_states: int, num_calls: int) -> dict[str, Any]:
@@ -27,9 +27,10 @@ def unmeasured(num_states: int, num_calls: int) -> dict[str, Any]:
 
 
 def measured(tables: Tables, start_rule: int) -> tuple[Tables, int]:
-    """Return the tables with all derived fields, without what has no way to the end, and the shortest text's length.
+    """Return the tables with all derived fields, without what has no way to the end, and the shortest length.
 
-    The length is UNREACHABLE where `start_rule` matches nothing but, perhaps, the empty text.
+    The length is UNREACHABLE where `start_rule` matches nothing but, perhaps, the empty text; TOO_FAR where it has no
+    shorter text than that.
     """
     tables = tables._replace(**unmeasured(len(tables.is_accepting), len(tables.call_rule)))
     _measure(tables)
@@ -69,17 +70,22 @@ def _measure(g: Tables) -> None:
                     continue  # its body was cut off
                 body = np.int64(g.distance[g.rule_start[g.call_rule[call]]])
                 g.body_distance[state] = body
-                best = min(best, body * g.count_minimum[state])
+                if body < UNREACHABLE:
+                    best = min(best, body * g.count_minimum[state], np.int64(TOO_FAR))
             else:
                 if g.is_accepting[state] == 1:
                     best = np.int64(0)
                 for edge in range(g.edge_start[state], g.edge_start[state + 1]):
-                    best = min(best, np.int64(g.distance[g.edge_target[edge]]) + 1)
+                    there = np.int64(g.distance[g.edge_target[edge]])
+                    if there < UNREACHABLE:
+                        best = min(best, there + 1, np.int64(TOO_FAR))
                 for epsilon in range(g.epsilon_start[state], g.epsilon_start[state + 1]):
                     best = min(best, np.int64(g.distance[g.epsilon_target[epsilon]]))
                 for call in range(g.call_start[state], g.call_start[state + 1]):
-                    there = np.int64(g.distance[g.rule_start[g.call_rule[call]]]) + g.distance[g.call_return[call]]
-                    best = min(best, there)
+                    inside = np.int64(g.distance[g.rule_start[g.call_rule[call]]])
+                    behind = np.int64(g.distance[g.call_return[call]])
+                    if inside < UNREACHABLE and behind < UNREACHABLE:
+                        best = min(best, inside + behind, np.int64(TOO_FAR))
             if best < g.distance[state]:
                 g.distance[state] = best
                 changed = True
@@ -108,7 +114,7 @@ def _only_ends(g: Tables, state: int) -> bool:
 
 def _pruned(g: Tables) -> Tables:
     """Cut off the edges, epsilons and calls that have no way to the end."""
-    is_productive = g.distance < UNREACHABLE
+    is_productive = g.distance < TOO_FAR
     keep_edge = is_productive[g.edge_target]
     keep_epsilon = is_productive[g.epsilon_target]
     keep_call = is_productive[g.call_return] & is_productive[g.rule_start[g.call_rule]]

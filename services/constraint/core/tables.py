@@ -29,6 +29,7 @@ OUT_OF_FUEL: Final = -4
 INCONSISTENT: Final = -5  # the tables are not what a compiler writes
 
 UNREACHABLE: Final = 1 << 29  # a distance that no completion has
+TOO_FAR: Final = 1 << 18  # bytes; what has no shorter completion is cut off: no context holds it
 BOTTOM: Final = -1  # return state of the frame under the start rule: the text may end here
 
 # Slots of `Arena.sizes`.

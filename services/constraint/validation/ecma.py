@@ -41,9 +41,9 @@ def compiled(pattern: str) -> re.Pattern[str]:
 
 
 def to_python(pattern: str) -> str:
-    """Return the pattern in Python's syntax, to be compiled with `re.ASCII`.
+    r"""Return the pattern in Python's syntax, to be compiled with `re.ASCII`.
 
-    Not as `(?a:...)`: in that, Python's `\\W` does not find `é`.
+    Not as `(?a:...)`: in that, Python's `\W` does not find `é`.
     It is one that `core/regex/parse.py` takes; others may raise re.error or mean something else.
     """
     out = []

@@ -5,6 +5,9 @@ What is in none of the tables is unknown to JSON Schema, which makes it an annot
 
 from __future__ import annotations
 
+from difflib import get_close_matches
+from functools import lru_cache
+
 ANNOTATIONS = frozenset(
     [
         "title",
@@ -99,3 +102,22 @@ SINCE = {
 }
 # Last draft in which a keyword means anything.
 UNTIL = {"id": 4, "additionalItems": 2019, "$recursiveRef": 2019, "$recursiveAnchor": 2019}
+
+_KNOWN = [
+    *ANNOTATIONS,
+    *DEFINITIONS,
+    *NUMBER_KEYWORDS,
+    *STRING_KEYWORDS,
+    *ARRAY_KEYWORDS,
+    *OBJECT_KEYWORDS,
+    *COMBINING_KEYWORDS,
+    *REFUSED,
+    "type",
+]
+
+
+@lru_cache(maxsize=1024)
+def unknown_note(keyword: str) -> str:
+    """Say that a keyword is unknown, and which one may have been meant."""
+    meant = get_close_matches(keyword, _KNOWN, n=1, cutoff=0.8)
+    return "unknown keyword" + (f"; did you mean {meant[0]}?" if meant else "")

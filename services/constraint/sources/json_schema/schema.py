@@ -195,7 +195,7 @@ class _Reader:
             elif keyword in kw.REFUSED:
                 self._read_refused(schema, pointer, keyword)
             else:
-                self._report(pointer, keyword, "annotation", "unknown keyword")
+                self._report(pointer, keyword, "annotation", kw.unknown_note(keyword))
         base = self._read_types(schema, pointer, groups)
         return self._combine(schema, pointer, base) if combining else base
 

@@ -150,6 +150,26 @@ def test_limits_are_named() -> None:
     assert caught.value.metadata["limit"] == "max_states"
 
 
+@pytest.mark.parametrize(
+    "expression",
+    [
+        Repeat(Repeat(LETTER, 1000, 1000), 1000, None),
+        Repeat(LETTER, 1 << 20, None),
+        Literals((b"x" * (1 << 18),)),
+    ],
+)
+def test_what_no_context_holds_is_too_large_not_unsatisfiable(expression: Expression) -> None:
+    with pytest.raises(GrammarTooLarge) as caught:
+        compile_grammar(Grammar("start", {"start": expression}))
+    assert caught.value.metadata["limit"] == "max_min_bytes"
+
+
+def test_a_way_that_is_too_long_is_closed_and_the_others_stay_open() -> None:
+    long = Sequence((Bytes(b"b"), Repeat(LETTER, 1 << 20, None)))
+    found = matcher(Alternation((Bytes(b"ac"), long)), BYTES)
+    assert BYTES.vocabulary.decode(found.guidance(found.start).forced_token_ids) == b"ac"
+
+
 def test_deep_expressions_are_too_large_not_a_crash() -> None:
     expression: Expression = LETTER
     for _ in range(100_000):

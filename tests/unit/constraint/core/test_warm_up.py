@@ -32,7 +32,8 @@ for forcing in ("canonical", "off"):
             break
         state = matcher.accept(guidance.after_forced, [allowed[step % len(allowed)]])
 assert variants() == before, {name: n for name, n in variants().items() if before.get(name) != n}
-assert all(before[name] == 1 for name in before if name != "_mix"), before
+# 0: loaded from disk as a part of its callers.
+assert max(before.values()) == 1, before
 """
 
 
