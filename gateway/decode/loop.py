@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from gateway.decode.sequence import ModelSequence
 from services.rpckit.status import BudgetTooSmall, ContextExceeded, ServiceError
 from services.vocabulary import Vocabulary, unpack_bitmask
 from services.vocabulary.bitmask import BoolMask
+
+# A wait for forced tokens pays while one look in so many finds some.
+_LOOKS_PER_FORCED_RUN: Final = 30
 
 FinishReason = Literal["stop", "length", "budget_closed"]
 
@@ -87,6 +90,8 @@ class DecodeLoop:
         self._limits = limits
         self._emit = emit
         self._is_bound_by_budget = False
+        self._num_looks = 0
+        self._num_forced_runs = 0
         self.output = Output(stops, is_strict=guide is not None)
         self.account = Account()
 
@@ -193,7 +198,7 @@ class DecodeLoop:
         asked = guide.look(token_id)
         started, is_sent = time.perf_counter(), False
         try:
-            if self._limits.forced_grace_s > 0:
+            if self._is_worth_waiting:
                 await asyncio.wait({asked}, timeout=self._limits.forced_grace_s)
                 self.account.mask_wait_s += time.perf_counter() - started
             if not asked.done() and self._num_left > 1:
@@ -202,9 +207,17 @@ class DecodeLoop:
             following = await asked
         finally:
             asked.cancel()
+        self._num_looks += 1
+        self._num_forced_runs += bool(following.forced_token_ids)
         if is_sent and (replied_at := self._sequence.replied_at) is not None:
             self.account.mask_wait_s += max(0.0, time.perf_counter() - replied_at)
         return following, is_sent
+
+    @property
+    def _is_worth_waiting(self) -> bool:
+        """Whether tokens are forced here often enough: a wait costs about a thirtieth of the step that it may save."""
+        is_likely = self._num_looks < _LOOKS_PER_FORCED_RUN * (1 + self._num_forced_runs)
+        return self._limits.forced_grace_s > 0 and is_likely
 
     async def _take_witness(self, guide: Guide) -> None:
         token_id = _witness_of(guide.guidance)
