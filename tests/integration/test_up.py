@@ -152,7 +152,7 @@ def test_generate_under_the_other_constraints(at: list[str], tmp_path: Path) -> 
         (["--regex", "("], 3, "GRAMMAR_SYNTAX"),
         (["--temperature", "-1"], 3, "sampling.temperature"),
         (["--top-p", "2"], 3, "sampling.top_p"),
-        (["--max-tokens", "0"], 3, "max_tokens"),
+        (["--max-tokens", "0"], 2, "--max-tokens"),
         (["--max-tokens", "1", "--regex", "[ab]{30}"], 3, "BUDGET_TOO_SMALL"),
         (["--max-tokens", "1000000"], 3, "CONTEXT_EXCEEDED"),
     ],

@@ -49,7 +49,9 @@ async def test_sigterm_is_enough_for_most() -> None:
 
 async def test_who_ignores_sigterm_is_killed() -> None:
     lines: list[str] = []
-    child = _python("import signal,time; signal.signal(15, signal.SIG_IGN); print('go'); time.sleep(60)", lines=lines)
+    child = _python(
+        "import signal,time; signal.signal(15, signal.SIG_IGN); print('go', flush=True); time.sleep(60)", lines=lines
+    )
     await child.start()
     while "go" not in lines:
         await asyncio.sleep(0.01)
