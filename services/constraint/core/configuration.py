@@ -67,10 +67,6 @@ class Configurations:
         starts = self._arena.configuration_start
         return bool(starts[configuration] == starts[configuration + 1])
 
-    def distance(self, configuration: int) -> int:
-        """Return the fewest bytes from `configuration` to a complete text."""
-        return int(self._arena.configuration_distance[configuration])
-
     def call(self, function: Callable[..., Any], *arguments: Any, clear: Int32s | None = None) -> Any:
         """Call a kernel as `function(tables, arena, scratch, *arguments)` until it needs no more room.
 

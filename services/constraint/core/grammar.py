@@ -89,16 +89,6 @@ def optional(body: Expression) -> Expression:
     return Repeat(body, 0, 1)
 
 
-def sequence(*parts: Expression) -> Expression:
-    """Return the parts one after the other."""
-    return parts[0] if len(parts) == 1 else Sequence(parts)
-
-
-def alternation(*options: Expression) -> Expression:
-    """Return any one of the options."""
-    return options[0] if len(options) == 1 else Alternation(options)
-
-
 @dataclass(slots=True)
 class Grammar:
     """Rules by name and the name of the one that a text must match.
