@@ -1,7 +1,8 @@
 """What two processes must agree on about tokens: their bytes, their digest and the bit order of a mask."""
 
 from services.vocabulary.bitmask import allowed_token_ids, bitmask_words, pack_bool_mask, unpack_bitmask
-from services.vocabulary.vocabulary import UnsupportedTokenizerError, Vocabulary
+from services.vocabulary.token_bytes import UnsupportedTokenizerError
+from services.vocabulary.vocabulary import Vocabulary
 
 __all__ = [
     "UnsupportedTokenizerError",

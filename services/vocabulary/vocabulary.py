@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from tokenizers import Tokenizer
 
-_SPACE_MARK = "\u2581"  # what SentencePiece writes for a space
-
-
-class UnsupportedTokenizerError(ValueError):
-    """The tokenizer does not say the exact bytes of its tokens; the message tells what it has and what is supported."""
+from services.vocabulary.token_bytes import UnsupportedTokenizerError, exact_layout, piece_decoder, unknown_piece
 
 
 class Vocabulary:
@@ -32,16 +29,15 @@ class Vocabulary:
         """
         try:
             layout = json.loads(tokenizer_json)
-            self._tokenizer = Tokenizer.from_buffer(tokenizer_json)
-            self._plain_tokenizer = Tokenizer.from_buffer(tokenizer_json)
+            self._tokenizer = _load(tokenizer_json)
+            self._plain_tokenizer = _load(tokenizer_json, is_plain=True)
+            exact = exact_layout(layout)
+            is_exact = exact == layout
+            self._exact_tokenizer = (
+                self._plain_tokenizer if is_exact else _load(json.dumps(exact).encode(), is_plain=True)
+            )
         except Exception as error:  # tokenizers raises bare Exception
             raise ValueError(f"not a tokenizer.json: {error}") from error
-        # Makes `<|im_end|>` in a document the characters that it is.
-        self._plain_tokenizer.encode_special_tokens = True
-        for tokenizer in (self._tokenizer, self._plain_tokenizer):
-            # A file may carry defaults for batches that would cut or pad a prompt in silence.
-            tokenizer.no_truncation()
-            tokenizer.no_padding()
         if not eos_token_ids or not all(0 <= token_id < vocab_size for token_id in eos_token_ids):
             raise ValueError(
                 f"end tokens {list(eos_token_ids)} must be given and lie below the vocabulary's size {vocab_size}"
@@ -53,11 +49,25 @@ class Vocabulary:
         self.digest = self._digest()
 
     def encode(self, text: str) -> list[int]:
-        """Cut text into token ids: no special token is added, and none is recognised by its spelling."""
-        return list(self._plain_tokenizer.encode(text, add_special_tokens=False).ids)
+        """Cut a text that goes on from another into tokens that spell it.
+
+        As the tokenizer cuts it, but nothing is put before it and it is not normalised; no special token is added, and
+        none is recognised by its spelling. Where that does not spell the text (SentencePiece takes a literal `▁` for a
+        space), the longest tokens from left to right do. What no tokens spell, because the vocabulary lacks bytes,
+        gives what the tokenizer makes of it: `decode` tells.
+
+        Raises:
+            UnicodeEncodeError: a lone surrogate, which no bytes stand for.
+        """
+        spelled = text.encode()
+        token_ids = list(self._exact_tokenizer.encode(text, add_special_tokens=False).ids)
+        return token_ids if self.decode(token_ids) == spelled else self._longest_tokens(spelled) or token_ids
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Cut a raw prompt: as `encode`, with what the tokenizer puts around a text (often a start token)."""
+        """Cut a raw prompt as the tokenizer does, with what it puts around a text (often a start token).
+
+        No special token is recognised by its spelling.
+        """
         return list(self._plain_tokenizer.encode(text, add_special_tokens=True).ids)
 
     def encode_chat(self, text: str) -> list[int]:
@@ -67,6 +77,25 @@ class Vocabulary:
     def decode(self, token_ids: Sequence[int]) -> bytes:
         """Return the bytes of the tokens; special tokens and unknown ids have none."""
         return b"".join(self.token_bytes[token_id] or b"" for token_id in token_ids)
+
+    def _longest_tokens(self, text: bytes) -> list[int] | None:
+        """Cut greedily; None where that finds no token to go on with."""
+        longest = max(map(len, self._id_of_bytes), default=0)
+        token_ids: list[int] = []
+        at = 0
+        while at < len(text):
+            ends = range(min(len(text), at + longest), at, -1)
+            end = next((end for end in ends if text[at:end] in self._id_of_bytes), None)
+            if end is None:
+                return None
+            token_ids.append(self._id_of_bytes[text[at:end]])
+            at = end
+        return token_ids
+
+    @cached_property
+    def _id_of_bytes(self) -> dict[bytes, int]:
+        # Where several tokens have the same bytes, SentencePiece's pieces for bytes come first and the usual one last.
+        return {token: token_id for token_id, token in enumerate(self.token_bytes) if token is not None}
 
     def _digest(self) -> str:
         digest = hashlib.sha256()
@@ -78,8 +107,18 @@ class Vocabulary:
         return digest.hexdigest()
 
 
+def _load(tokenizer_json: bytes, *, is_plain: bool = False) -> Tokenizer:
+    tokenizer = Tokenizer.from_buffer(tokenizer_json)
+    # A file may carry defaults for batches that would cut or pad a prompt in silence.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    # Makes `<|im_end|>` in a document the characters that it is.
+    tokenizer.encode_special_tokens = is_plain
+    return tokenizer
+
+
 def _token_bytes(
-    layout: Any, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Sequence[int]
+    layout: Mapping[str, Any], tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Sequence[int]
 ) -> tuple[bytes | None, ...]:
     pieces = tokenizer.get_vocab(with_added_tokens=True)
     if pieces and max(pieces.values()) >= vocab_size:
@@ -87,9 +126,12 @@ def _token_bytes(
             f"the tokenizer has ids up to {max(pieces.values())}, the model only {vocab_size} logits"
         )
     added = tokenizer.get_added_tokens_decoder()
-    to_bytes = _piece_decoder(layout)
+    to_bytes = piece_decoder(layout)
+    unknown = unknown_piece(layout)
     result: list[bytes | None] = [None] * vocab_size
     for piece, token_id in pieces.items():
+        if piece == unknown:
+            continue
         if token_id in added:
             result[token_id] = None if added[token_id].special else added[token_id].content.encode()
         else:
@@ -98,58 +140,3 @@ def _token_bytes(
         result[token_id] = None
     # A token of no bytes would let a mask allow a step that goes nowhere.
     return tuple(token or None for token in result)
-
-
-def _piece_decoder(layout: Any) -> Any:
-    if layout.get("normalizer") is not None:
-        lossy = sorted(set(_types(layout["normalizer"])) - {"Sequence", "Replace", "Prepend", "NFC"})
-        if lossy:
-            raise UnsupportedTokenizerError(
-                f"the normalizer {', '.join(lossy)} changes text before it is cut, so tokens have no exact bytes"
-            )
-    decoders = set(_types(layout.get("decoder")))
-    if "ByteLevel" in decoders:
-        return _byte_level
-    if "ByteFallback" in decoders:
-        return _sentencepiece
-    raise UnsupportedTokenizerError(
-        f"the decoder is {', '.join(sorted(decoders)) or 'absent'}; supported are ByteLevel, and SentencePiece "
-        "with ByteFallback"
-    )
-
-
-def _types(part: Any) -> Iterator[str]:
-    if isinstance(part, dict):
-        if isinstance(part.get("type"), str):
-            yield part["type"]
-        for key in ("normalizers", "decoders", "pretokenizers"):
-            for child in part.get(key, ()):
-                yield from _types(child)
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-ins for bytes.
-
-    Printable Latin-1 stands for itself, the others for U+0100 onwards, in order.
-    """
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
-
-
-_BYTE_OF_CHARACTER = _byte_alphabet()
-
-
-def _byte_level(piece: str) -> bytes:
-    try:
-        return bytes(_BYTE_OF_CHARACTER[character] for character in piece)
-    except KeyError as error:
-        raise UnsupportedTokenizerError(
-            f"the piece {piece!r} has {error.args[0]!r}, which is not in the byte-level alphabet"
-        ) from None
-
-
-def _sentencepiece(piece: str) -> bytes:
-    if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
-        return bytes([int(piece[3:5], 16)])
-    return piece.replace(_SPACE_MARK, " ").encode()
