@@ -17,6 +17,7 @@ def run(
     schema: Path | None,
     grammar: str | None,
     regex: str | None,
+    choices: tuple[str, ...] = (),
     text: Path | None,
     constraint_address: str,
     gateway_address: str,
@@ -28,9 +29,9 @@ def run(
         ServiceError: the constraint is refused, or a service is away.
         CommandError: no constraint, or the text does not satisfy it.
     """
-    constraint = read_constraint(schema=schema, grammar=grammar, regex=regex)
+    constraint = read_constraint(schema=schema, grammar=grammar, regex=regex, choices=choices)
     if constraint is None:
-        raise CommandError("give one of --schema, --grammar and --regex", BAD_USAGE)
+        raise CommandError("give one of a schema, --grammar, --regex and --choice", BAD_USAGE)
     with GatewayClient(gateway_address, timeout_s=timeout_s) as gateway:
         vocabulary_digest = gateway.model_info().vocabulary_digest
     console = Console(highlight=False, soft_wrap=True)
@@ -39,7 +40,7 @@ def run(
         if compiled.keywords:
             table = Table("keyword at", "is enforced by", "note")
             for keyword in compiled.keywords:
-                table.add_row(keyword.pointer, _explained(enforcement(keyword)), keyword.note)
+                table.add_row(keyword.pointer, explained(enforcement(keyword)), keyword.note)
             console.print(table)
         console.print(
             f"compiled in {compiled.compile_us / 1e3:.1f} ms; the shortest text has {compiled.min_bytes} bytes; "
@@ -59,9 +60,10 @@ def run(
     console.print(f"{text} satisfies the constraint")
 
 
-def _explained(name: str) -> str:
+def explained(enforcement_name: str) -> str:
+    """Say what an enforcement means."""
     return {
         "masked": "the mask",
         "checked": "a check at the value's end",
         "annotation": "nothing: it is an annotation",
-    }.get(name, name)
+    }.get(enforcement_name, enforcement_name)

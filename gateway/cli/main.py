@@ -140,29 +140,80 @@ def generate(
 
 @app.command()
 def check(
-    schema: Annotated[Path | None, typer.Option(help="File with a JSON Schema.")] = None,
+    schema_file: Annotated[Path | None, typer.Argument(help="File with a JSON Schema.", metavar="[SCHEMA]")] = None,
+    schema: Annotated[Path | None, typer.Option(help="The same, as an option.")] = None,
     grammar: Annotated[str | None, typer.Option(help="File with a Lark grammar, or the name of one.")] = None,
     regex: Annotated[str | None, typer.Option(help="A regular expression.")] = None,
+    choice: Annotated[list[str] | None, typer.Option(help="A text that may be the answer; several times.")] = None,
     text: Annotated[Path | None, typer.Option(help="File with a text to validate against the constraint.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="tokenizer.json, or a directory with one: check here, with nothing running.")
+    ] = None,
+    eos_token: Annotated[
+        list[str] | None,
+        typer.Option(help="End token, by text or id; several times. Default: as the files beside the tokenizer say."),
+    ] = None,
+    vocab_size: Annotated[
+        int | None, typer.Option(help="Width of the model's logits, where they are padded.", min=1, max=2**24)
+    ] = None,
+    forcing: Annotated[
+        Literal["off", "canonical"], typer.Option(help="With `canonical`, forced text is cut in one way only.")
+    ] = "off",
+    whitespace: Annotated[
+        Literal["bounded", "compact", "spaced"], typer.Option(help="White space in JSON.")
+    ] = "bounded",
+    cases: Annotated[Path | None, typer.Option(help="JSON lines, packed or not, of constraints with texts.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where results go, a line for each case. Default: stdout.")] = None,
+    workers: Annotated[int, typer.Option(help="Cases that run at the same time.", min=1, max=256)] = 1,
+    limit_s: Annotated[float, typer.Option(help="Seconds that a case may take.", min=0.001)] = 20.0,
+    repeat: Annotated[int, typer.Option(help="Passes over the texts of a case; the last is warm.", min=1)] = 2,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail if a case is not right about all its texts.")] = False,
     constraint_address: ConstraintAddress = "127.0.0.1:50062",
     gateway_address: GatewayAddress = "127.0.0.1:50060",
     timeout: TimeoutS = 60.0,
 ) -> None:
     """Compile a constraint and report how each keyword is enforced.
 
-    This asks a running constraint service and a running gateway (`espalier up`), which knows the vocabulary.
-    """
-    from gateway.cli import check as command  # noqa: PLC0415
+    With --tokenizer, nothing else is needed: the engine runs here. --cases runs many constraints, each with texts that
+    it should accept or refuse, and writes what came out and how long each mask took.
 
-    command.run(
-        schema=schema,
-        grammar=grammar,
-        regex=regex,
-        text=text,
-        constraint_address=constraint_address,
-        gateway_address=gateway_address,
-        timeout_s=timeout,
-    )
+    Without --tokenizer this asks a running constraint service and a running gateway (`espalier up`), which knows the
+    vocabulary.
+    """
+    if schema_file is not None and schema is not None:
+        raise CommandError("give the schema once, as an argument or by --schema", errors.BAD_USAGE)
+    schema = schema_file or schema
+    choices = tuple(choice or ())
+    if tokenizer is None:
+        if cases is not None:
+            raise CommandError("--cases needs --tokenizer", errors.BAD_USAGE)
+        from gateway.cli import check as command  # noqa: PLC0415
+
+        command.run(
+            schema=schema,
+            grammar=grammar,
+            regex=regex,
+            choices=choices,
+            text=text,
+            constraint_address=constraint_address,
+            gateway_address=gateway_address,
+            timeout_s=timeout,
+        )
+        return
+    from gateway.cli import check_offline  # noqa: PLC0415
+    from services.constraint.checking import TokenizerChoice  # noqa: PLC0415
+
+    chosen = TokenizerChoice(tokenizer, tuple(eos_token or ()), vocab_size)
+    engine = check_offline.Engine(chosen, forcing, limit_s)
+    if cases is None:
+        source = check_offline.read_source(schema=schema, grammar=grammar, regex=regex, choices=choices)
+        check_offline.run(engine, source, whitespace=whitespace, text=text)
+        return
+    if any(given is not None for given in (schema, grammar, regex, choice, text)):
+        raise CommandError("--cases brings its own constraints and texts", errors.BAD_USAGE)
+    from gateway.cli import check_cases  # noqa: PLC0415
+
+    check_cases.run(engine, cases, out, num_workers=workers, num_passes=repeat, is_strict=strict)
 
 
 @app.command()
