@@ -71,8 +71,8 @@ ci:  ## Run CI as its machine does
 bench: install model  ## Measure time per token, guided against unguided
 	@$(BIN)/python -m tests.bench.guided
 
-bench-mask: install model  ## Measure compile and mask times over MaskBench's schemas (see tests/bench/masks.py for the data)
-	@$(BIN)/python -m tests.bench.masks
+bench-mask: install model  ## Measure masks over MaskBench's schemas, beside other engines; flags in ARGS (see tests/bench/masks.py)
+	@$(BIN)/python -m tests.bench.masks $(ARGS)
 
 run: install-run model  ## Start everything until Ctrl-C
 	@$(BIN)/espalier up

