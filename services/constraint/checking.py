@@ -318,7 +318,7 @@ class Checker:
     def _timed_mask(self, matcher: Matcher, state: int) -> float:
         row = self._row
         started = perf_counter_ns()
-        fill_bitmask(matcher, state, row)
+        _fill_bitmask(matcher, state, row)
         return (perf_counter_ns() - started) / 1e3
 
     def _allows(self, token_id: int) -> bool:
@@ -343,14 +343,17 @@ class Checker:
         return None if failed_at is None else len(self.vocabulary.decode(token_ids[:failed_at]))
 
 
-def fill_bitmask(matcher: Matcher, state: int, row: np.ndarray[Any, np.dtype[np.int32]]) -> None:
-    """Write the mask of a state into the caller's row."""
+def _fill_by_guidance(matcher: Matcher, state: int, row: np.ndarray[Any, np.dtype[np.int32]]) -> None:
     guidance = matcher.guidance(state)
     row[:] = guidance.bitmask
     if guidance.forced_token_ids:
         forced = guidance.forced_token_ids[0]
         row[:] = 0
         row[forced >> 5] = np.uint32(1 << (forced & 31)).astype(np.int32)
+
+
+# Until every checkout of the core has the method.
+_fill_bitmask = getattr(Matcher, "fill_bitmask", _fill_by_guidance)
 
 
 def spell(vocabulary: Vocabulary, text: str) -> list[int] | None:
