@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gzip
+import heapq
 import json
 import os
 import platform
@@ -208,7 +209,15 @@ def _row(name: str, outcomes: dict[Any, CaseOutcome], case_ids: set[Any]) -> dic
         "compile_ms": quantiles(outcome.compile_us / 1e3 for outcome in chosen if outcome.compile_us is not None),
         "cold_us": quantiles(time for outcome in chosen for time in outcome.mask_us),
         "warm_us": quantiles(time for outcome in chosen for time in outcome.warm_mask_us),
+        "slowest": _slowest(chosen),
     }
+
+
+def _slowest(outcomes: list[CaseOutcome]) -> list[dict[str, Any]]:
+    """Return the slowest cold masks: their case, index among its masks, and time."""
+    times = ((time, index, outcome) for outcome in outcomes for index, time in enumerate(outcome.mask_us))
+    found = heapq.nlargest(10, times, key=lambda entry: entry[0])
+    return [{"id": outcome.case_id, "index": index, "us": time} for time, index, outcome in found]
 
 
 def quantiles(values: Iterable[float]) -> dict[str, float]:
