@@ -1,5 +1,6 @@
 """Random patterns: the automata take what Python's `re` takes."""
 
+import itertools
 import json
 import re
 
@@ -7,10 +8,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from services.constraint.core.grammar import Grammar
-from services.constraint.core.regex import anchors, automaton, charset, encoding
+from services.constraint.core.regex import anchors, automaton, charset, encoding, lookaround
+from services.constraint.core.regex.minimise import minimise
 from services.constraint.core.regex.parse import parse
+from services.constraint.core.regex.widths import refuse_outside
 from services.constraint.sources import ConstraintSource, SourceOptions, build
 from services.constraint.validation.ecma import compiled
+from services.rpckit.status import UnsupportedConstruct
 from tests.support.derivation import matches
 
 ALPHABET = 'abA1 _é한🦜-\n\u2028"\\'
@@ -55,6 +59,21 @@ PATTERNS = st.recursive(
 )
 TEXTS = st.text(ALPHABET, max_size=6)
 
+# Patterns with look-around, and all short texts over the characters that they tell apart.
+LOOK_ATOMS = st.sampled_from(["a", "b", " ", ".", r"\w", r"\s", r"\n", "[^a]", "[ab]", "(?:)"])
+ASSERTIONS = st.sampled_from(["^", "$", r"\A", r"\Z", r"\b", r"\B"])
+LOOK_PATTERNS = st.recursive(
+    LOOK_ATOMS | ASSERTIONS,
+    lambda inner: (
+        st.lists(inner, min_size=2, max_size=3).map("".join)
+        | st.lists(inner, min_size=2, max_size=3).map(lambda options: "(?:" + "|".join(options) + ")")
+        | st.tuples(inner, COUNTS).map(lambda pair: f"(?:{pair[0]}){pair[1]}")
+        | st.tuples(st.sampled_from(["(?=", "(?!", "(?<=", "(?<!"]), inner).map(lambda pair: "".join(pair) + ")")
+    ),
+    max_leaves=8,
+)
+SHORT_TEXTS = ["".join(text) for length in range(5) for text in itertools.product("ab \n", repeat=length)]
+
 
 @settings(max_examples=150, deadline=None)
 @given(
@@ -77,7 +96,8 @@ def test_python_full_match(pattern: str, flags: str, texts: list[str]) -> None:
 )
 def test_ecma_search_inside_a_json_string(options: list[tuple[str, str, str]], texts: list[str]) -> None:
     pattern = "|".join(map("".join, options))
-    tree = anchors.search(parse(pattern, "ecma"), pattern)
+    tree = anchors.search(parse(pattern, "ecma"))
+    assert tree is not None
     expression = automaton.to_expression(tree, encoding.json_plain)
     grammar = Grammar("start", {"start": expression})
     dfa = automaton.to_dfa(tree)
@@ -114,6 +134,47 @@ def test_a_matcher_that_may_stop_early(pattern: str, text: str) -> None:
     dfa = automaton.to_early_dfa(parse(pattern, "python"))
     found = re.match(pattern, text)
     assert dfa.matches(text) == (found is not None and found.end() == len(text))
+
+
+@settings(max_examples=300, deadline=None)
+@given(flags=st.sampled_from(["", "(?m)", "(?s)", "(?a)"]), pattern=LOOK_PATTERNS)
+def test_look_around(flags: str, pattern: str) -> None:
+    pattern = flags + pattern
+    try:
+        oracle = re.compile(pattern)
+    except re.error:  # a look-behind of more than one width
+        assume(False)
+    tree = parse(pattern, "python")
+    full, found = lookaround.full_match(tree), lookaround.search(tree)
+    for text in SHORT_TEXTS:
+        assert full.matches(text) == bool(oracle.fullmatch(text)), text
+        assert found.matches(text) == bool(oracle.search(text)), text
+    for plain, dfa in ((anchors.full_match(tree), full), (anchors.search(tree), found)):
+        if plain is not None:
+            # Both ways lead to the same smallest automaton.
+            smallest = minimise(automaton.to_dfa(plain))
+            assert len(smallest.edges) == len(dfa.edges)
+            assert all(smallest.matches(text) == dfa.matches(text) for text in SHORT_TEXTS)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    pattern=LOOK_PATTERNS, before=st.sampled_from(["", "a", " ", "b\n"]), behind=st.sampled_from(["", "a", " ", "\n"])
+)
+def test_look_around_inside_a_terminal(pattern: str, before: str, behind: str) -> None:
+    try:
+        oracle = re.compile(pattern)
+        tree = parse(pattern, "python")
+        refuse_outside(tree, pattern)
+    except (re.error, UnsupportedConstruct):
+        assume(False)
+    dfa = lookaround.early_match(tree)
+    for text in SHORT_TEXTS:
+        found = oracle.match(text)
+        assert dfa.matches(text) == (found is not None and found.end() == len(text)), text
+        # What stands around a terminal's text makes no difference: to match it there is to match one like it.
+        inside = oracle.match(before + text + behind, len(before))
+        assert inside is None or dfa.matches(inside[0]), text
 
 
 @settings(max_examples=200, deadline=None)

@@ -30,19 +30,17 @@ from services.constraint.core.grammar import (
     Sequence,
     optional,
 )
-from services.constraint.core.regex import anchors, automaton, charset, encoding
+from services.constraint.core.regex import anchors, automaton, charset, encoding, lookaround
 from services.constraint.core.regex.automaton import Dfa
 from services.constraint.core.regex.charset import Ranges
 from services.constraint.core.regex.parse import parse
+from services.constraint.core.regex.widths import refuse_outside
 from services.constraint.sources.source import BuiltSource
 from services.rpckit.status import GrammarSyntax, GrammarTooLarge, ServiceError, UnsupportedConstruct
 
 MAX_GRAMMAR_CHARACTERS = 500_000
 START = "start"
 _BUNDLED = frozenset(("common.lark", "python.lark", "unicode.lark", "lark.lark"))
-_ADVICE = {
-    "ESCAPED_STRING": r'. common.ESCAPED_STRING uses a look-behind; write  STRING: /"(?:[^"\\\n]|\\[^\n])*"/  instead.',
-}
 
 
 def build(text: str) -> BuiltSource:
@@ -50,7 +48,8 @@ def build(text: str) -> BuiltSource:
 
     Raises:
         GrammarSyntax: Lark refuses it; its message is passed on, with line and column where it has them.
-        UnsupportedConstruct: look-around or another construct without an automaton, `%declare`, an import from a file.
+        UnsupportedConstruct: look-around at a terminal's edge, or another construct without an automaton; `%declare`;
+        an import from a file.
         GrammarTooLarge: beyond MAX_GRAMMAR_CHARACTERS or a limit of a terminal's automaton.
     """
     loaded = load(text)
@@ -138,12 +137,11 @@ class _Terminal:
         if self._dfa is None:
             try:
                 tree = parse(self._regexp, "python")
-                anchors.refuse(tree, self._regexp)
-                self._dfa = automaton.to_early_dfa(tree)
+                refuse_outside(tree, self._regexp)
+                self._dfa = automaton.to_early_dfa(tree) if anchors.is_plain(tree) else lookaround.early_match(tree)
             except (UnsupportedConstruct, GrammarSyntax, GrammarTooLarge) as error:
                 error.metadata["terminal"] = self.name
-                advice = next((text for name, text in _ADVICE.items() if self.name.endswith(name)), "")
-                error.message = f"terminal {self.name}: {error.message}{advice}"
+                error.message = f"terminal {self.name}: {error.message}"
                 error.args = (error.message,)
                 raise
         return self._dfa

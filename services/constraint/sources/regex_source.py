@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.constraint.core.grammar import Grammar
-from services.constraint.core.regex import anchors, automaton, encoding
+from services.constraint.core.regex import anchors, automaton, encoding, lookaround
 from services.constraint.core.regex.parse import parse
 from services.constraint.sources.source import BuiltSource
 
@@ -12,7 +12,12 @@ def build(pattern: str) -> BuiltSource:
     """Return the grammar of all texts that `re.fullmatch` takes.
 
     Raises:
-        GrammarSyntax, UnsupportedConstruct, GrammarTooLarge: as `parse` does.
+        GrammarSyntax, UnsupportedConstruct, GrammarTooLarge: as `parse` and `lookaround.full_match` do.
     """
-    tree = anchors.full_match(parse(pattern, "python"), pattern)
-    return BuiltSource(Grammar("start", {"start": automaton.to_expression(tree, encoding.utf8)}))
+    tree = parse(pattern, "python")
+    plain = anchors.full_match(tree)
+    if plain is not None:
+        expression = automaton.to_expression(plain, encoding.utf8)
+    else:
+        expression = lookaround.full_match(tree).to_automaton(encoding.utf8)
+    return BuiltSource(Grammar("start", {"start": expression}))

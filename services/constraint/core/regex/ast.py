@@ -45,13 +45,35 @@ class Repetition:
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """The start or the end of the text; `position` is its place in the pattern, for messages."""
+    """The start or the end of the text; `position` is its place in the pattern, for messages.
 
-    kind: Literal["start", "end"]
+    "last line" is Python's `$`: the end, or before a line feed that is the last character.
+    """
+
+    kind: Literal["start", "end", "last line"]
+    position: int
+
+    @property
+    def name(self) -> str:
+        """Return what messages call it."""
+        return "^" if self.kind == "start" else "$"
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The empty text at a place behind which (`is_ahead`) or before which `body` matches, or does not (`is_negated`).
+
+    Word boundaries, and anchors that know lines, are made of these; `name` is what messages call them.
+    """
+
+    body: Node
+    is_ahead: bool
+    is_negated: bool
+    name: str
     position: int
 
 
-Node: TypeAlias = Characters | Concatenation | Choice | Repetition | Anchor
+Node: TypeAlias = Characters | Concatenation | Choice | Repetition | Anchor | Look
 
 EMPTY = Concatenation(())
 

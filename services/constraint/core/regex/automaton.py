@@ -1,4 +1,4 @@
-"""From a tree without anchors to a grammar expression.
+"""From a tree without anchors and look-around to a grammar expression.
 
 The direct way, `to_expression`, keeps the tree's shape: counts stay counts, which the core makes cheap whatever they
 are. Where several conditions must hold of the same text, `Dfa` builds deterministic automata over classes of code
@@ -25,12 +25,11 @@ from services.constraint.core.regex import charset, encoding
 from services.constraint.core.regex.ast import Characters, Choice, Concatenation, Node, Repetition
 from services.constraint.core.regex.charset import Ranges
 from services.constraint.core.regex.encoding import Encoding
+from services.constraint.core.regex.nfa import Nfa
 from services.rpckit.status import GrammarTooLarge
 
 _State = TypeVar("_State", bound=Hashable)
 
-# States of a nondeterministic automaton that a tree is written out to for a product; about 1 us each.
-MAX_NFA_STATES = 20_000
 # States of one deterministic automaton; about 10 us each, and as much again for the bytes.
 MAX_DFA_STATES = 5_000
 
@@ -46,7 +45,7 @@ def to_expression(node: Node, encode: Encoding) -> Expression:
             return Alternation(tuple(to_expression(option, encode) for option in options))
         case Repetition(body, minimum, maximum):
             return Repeat(to_expression(body, encode), minimum, maximum)
-    raise AssertionError(f"an anchor was left in the tree: {node}")
+    raise AssertionError(f"an anchor or look-around was left in the tree: {node}")
 
 
 def _sequence(parts: list[Expression]) -> Expression:
@@ -127,7 +126,7 @@ def to_dfa(node: Node) -> Dfa:
     Raises:
         GrammarTooLarge: beyond MAX_NFA_STATES or MAX_DFA_STATES.
     """
-    return _determinise(node, stops_early=False)
+    return _determinise(Nfa(node), stops_early=False)
 
 
 def to_early_dfa(node: Node) -> Dfa:
@@ -138,14 +137,45 @@ def to_early_dfa(node: Node) -> Dfa:
     Raises:
         GrammarTooLarge: beyond MAX_NFA_STATES or MAX_DFA_STATES.
     """
-    return _determinise(node, stops_early=True)
+    return _determinise(Nfa(node, is_ordered=True), stops_early=True)
 
 
-def _determinise(node: Node, *, stops_early: bool) -> Dfa:
-    nfa = _Nfa()
-    start, accept = nfa.new_state(), nfa.new_state()
-    nfa.add(node, start, accept)
-    return nfa.determinise(start, accept, stops_early=stops_early)
+def _determinise(nfa: Nfa, *, stops_early: bool) -> Dfa:
+    """Return the automaton of the texts from start to accept.
+
+    With `stops_early`, whatever a backtracking matcher would try only after a match is cut off, so that the
+    automaton accepts the texts on which such a matcher stops at their very end.
+    """
+    closures: dict[int, tuple[int, ...]] = {}
+
+    def ordered(targets: list[int]) -> tuple[int, ...]:
+        reached = tuple(dict.fromkeys(state for target in targets for state in _closure(nfa, target, closures)))
+        if not stops_early:
+            return tuple(sorted(reached))
+        return reached[: reached.index(nfa.accept) + 1] if nfa.accept in reached else reached
+
+    def step(states: tuple[int, ...]) -> list[tuple[Ranges, tuple[int, ...]]]:
+        edges = [edge for state in states if (edge := nfa.edge[state]) is not None]
+        return [
+            (ranges, ordered([edges[index][1] for index in indices]))
+            for ranges, indices in partition([ranges for ranges, _ in edges])
+        ]
+
+    return explore(ordered([nfa.start]), step, lambda states: nfa.accept in states)
+
+
+def _closure(nfa: Nfa, state: int, known: dict[int, tuple[int, ...]]) -> tuple[int, ...]:
+    """Return the states with an edge, and the accepting one, that epsilons reach, in order."""
+    if state not in known:
+        reached: dict[int, None] = {}
+        todo = [state]
+        while todo:
+            at = todo.pop()
+            if at not in reached:
+                reached[at] = None
+                todo.extend(reversed(nfa.epsilons[at]))
+        known[state] = tuple(at for at in reached if nfa.edge[at] is not None or at == nfa.accept)
+    return known[state]
 
 
 def with_length(dfa: Dfa, minimum: int, maximum: int | None) -> Dfa:
@@ -158,7 +188,7 @@ def with_length(dfa: Dfa, minimum: int, maximum: int | None) -> Dfa:
             return []
         return [(ranges, (target, min(count + 1, cap))) for ranges, target in dfa.edges[at]]
 
-    return _explore((0, 0), step, lambda state: state[0] in dfa.accepting and state[1] >= minimum)
+    return explore((0, 0), step, lambda state: state[0] in dfa.accepting and state[1] >= minimum)
 
 
 def intersect(a: Dfa, b: Dfa) -> Dfa:
@@ -172,7 +202,7 @@ def intersect(a: Dfa, b: Dfa) -> Dfa:
             if (ranges := charset.intersect(left, right))
         ]
 
-    return _explore((0, 0), step, lambda state: state[0] in a.accepting and state[1] in b.accepting)
+    return explore((0, 0), step, lambda state: state[0] in a.accepting and state[1] in b.accepting)
 
 
 def complement(dfa: Dfa) -> Dfa:
@@ -186,10 +216,10 @@ def complement(dfa: Dfa) -> Dfa:
         rest = charset.complement(charset.normalise(range_ for ranges, _ in out for range_ in ranges))
         return [*out, (rest, sink)] if rest else out
 
-    return _explore(0, step, lambda state: state not in dfa.accepting)
+    return explore(0, step, lambda state: state not in dfa.accepting)
 
 
-def _explore(
+def explore(
     start: _State, step: Callable[[_State], list[tuple[Ranges, _State]]], is_accepting: Callable[[_State], bool]
 ) -> Dfa:
     """Return the automaton of the states that `start` reaches and that reach an accepting one."""
@@ -238,109 +268,7 @@ def _reaching(edges: list[list[tuple[Ranges, int]]], accepting: set[int]) -> set
     return live
 
 
-class _Nfa:
-    """Thompson's automaton.
-
-    A state has either one edge or epsilons, whose order is the order in which a backtracking matcher tries them.
-    """
-
-    def __init__(self) -> None:
-        self._edge: list[tuple[Ranges, int] | None] = []
-        self._epsilons: list[list[int]] = []
-
-    def new_state(self) -> int:
-        if len(self._edge) >= MAX_NFA_STATES:
-            raise GrammarTooLarge(
-                f"a pattern written out state by state needs more than {MAX_NFA_STATES} states (limit "
-                "max_nfa_states); use smaller counts",
-                limit="max_nfa_states",
-                value=MAX_NFA_STATES,
-            )
-        self._edge.append(None)
-        self._epsilons.append([])
-        return len(self._edge) - 1
-
-    def add(self, node: Node, source: int, target: int) -> None:
-        """Connect two states; `source` must be new, so that what it has is in order."""
-        match node:
-            case Characters(ranges):
-                self._edge[source] = (ranges, target)
-            case Concatenation(parts):
-                for part in parts:
-                    middle = self.new_state()
-                    self.add(part, source, middle)
-                    source = middle
-                self._epsilons[source].append(target)
-            case Choice(options):
-                for option in options:
-                    first = self.new_state()
-                    self._epsilons[source].append(first)
-                    self.add(option, first, target)
-            case Repetition():
-                self._add_repetition(node, source, target)
-            case _:
-                raise AssertionError(f"an anchor was left in the tree: {node}")
-
-    def _add_repetition(self, node: Repetition, source: int, target: int) -> None:
-        for _ in range(node.minimum):
-            middle = self.new_state()
-            self.add(node.body, source, middle)
-            source = middle
-        if node.maximum is None:
-            self._fork(source, node, target, source)
-            return
-        for _ in range(node.maximum - node.minimum):
-            middle = self.new_state()
-            self._fork(source, node, target, middle)
-            source = middle
-        self._epsilons[source].append(target)
-
-    def _fork(self, source: int, node: Repetition, skip: int, behind: int) -> None:
-        """Let `source` try the body, which leads to `behind`, or `skip`: the body first unless it is lazy."""
-        if self._edge[source] is not None or self._epsilons[source]:
-            raise AssertionError("a state with two ways in one list")
-        first = self.new_state()
-        self._epsilons[source] += [skip, first] if node.is_lazy else [first, skip]
-        self.add(node.body, first, behind)
-
-    def _closure(self, state: int, known: dict[int, tuple[int, ...]]) -> tuple[int, ...]:
-        """Return the states with an edge, and the accepting one, that epsilons reach, in order."""
-        if state not in known:
-            reached: dict[int, None] = {}
-            todo = [state]
-            while todo:
-                at = todo.pop()
-                if at not in reached:
-                    reached[at] = None
-                    todo.extend(reversed(self._epsilons[at]))
-            known[state] = tuple(at for at in reached if self._edge[at] is not None or not self._epsilons[at])
-        return known[state]
-
-    def determinise(self, start: int, accept: int, *, stops_early: bool) -> Dfa:
-        """Return the automaton of the texts from start to accept.
-
-        With `stops_early`, whatever a backtracking matcher would try only after a match is cut off, so that the
-        automaton accepts the texts on which such a matcher stops at their very end.
-        """
-        closures: dict[int, tuple[int, ...]] = {}
-
-        def ordered(targets: list[int]) -> tuple[int, ...]:
-            reached = tuple(dict.fromkeys(state for target in targets for state in self._closure(target, closures)))
-            if not stops_early:
-                return tuple(sorted(reached))
-            return reached[: reached.index(accept) + 1] if accept in reached else reached
-
-        def step(states: tuple[int, ...]) -> list[tuple[Ranges, tuple[int, ...]]]:
-            edges = [edge for state in states if (edge := self._edge[state]) is not None]
-            return [
-                (ranges, ordered([edges[index][1] for index in indices]))
-                for ranges, indices in _partition([ranges for ranges, _ in edges])
-            ]
-
-        return _explore(ordered([start]), step, lambda states: accept in states)
-
-
-def _partition(sets: list[Ranges]) -> list[tuple[Ranges, tuple[int, ...]]]:
+def partition(sets: list[Ranges]) -> list[tuple[Ranges, tuple[int, ...]]]:
     """Cut overlapping sets into disjoint ones, each with the indices of all sets that contain it."""
     if len(sets) == 1:
         return [(sets[0], (0,))] if sets[0] else []

@@ -17,6 +17,8 @@ MAX_CODE_POINT = 0x10FFFF
 EVERYTHING: Ranges = ((0, 0xD7FF), (0xE000, MAX_CODE_POINT))
 NOTHING: Ranges = ()
 
+ASCII: Ranges = ((0, 0x7F),)
+LINE_FEED: Ranges = ((0x0A, 0x0A),)
 ASCII_DIGITS: Ranges = ((0x30, 0x39),)
 ASCII_WORD: Ranges = ((0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A))
 # ECMA-262, 12.2 White Space and 12.3 Line Terminators.
@@ -88,11 +90,11 @@ def size(ranges: Ranges) -> int:
 
 
 @cache
-def python_class(escape: str) -> Ranges:
-    r"""Return what Python's own `re` takes for `\d`, `\w` or `\s` in a `str` pattern."""
+def python_class(escape: str, *, is_ascii: bool) -> Ranges:
+    r"""Return what Python's own `re` takes for `\d`, `\w` or `\s` in a `str` pattern, under the ASCII flag or not."""
     every_character = "".join(map(chr, range(0xD800))) + "".join(map(chr, range(0xE000, MAX_CODE_POINT + 1)))
     result = []
-    for match in re.finditer(f"{escape}+", every_character):
+    for match in re.finditer(f"{escape}+", every_character, re.ASCII if is_ascii else re.UNICODE):
         first, last = ord(match[0][0]), ord(match[0][-1])
         result.append((first, last))
     return normalise(result)
@@ -117,3 +119,24 @@ def python_ignore_case(ranges: Ranges, *, is_ascii: bool) -> Ranges:
     flags = re.IGNORECASE | (re.ASCII if is_ascii else re.UNICODE)
     more = [(ord(char), ord(char)) for char in re.findall(pattern, _cased_characters(), flags)]
     return normalise([*ranges, *more])
+
+
+@cache
+def _simple_foldings() -> dict[int, int]:
+    """Return the simple case folding (statuses C and S of CaseFolding.txt) of each character that has a case."""
+    foldings = {}
+    for char in _cased_characters():
+        # Python has full foldings only. Where one is longer than a character, the simple one is the lower case, if any.
+        folded = char.casefold() if len(char.casefold()) == 1 else char.lower()
+        foldings[ord(char)] = ord(folded) if len(folded) == 1 else ord(char)
+    return foldings
+
+
+@lru_cache(maxsize=256)
+def ecma_ignore_case(ranges: Ranges) -> Ranges:
+    """Return the set with whatever ECMA-262 takes for equal to one of its characters under the flags `i` and `u`."""
+    foldings = _simple_foldings()
+    cased = normalise((code_point, code_point) for code_point in foldings)
+    members = [code_point for low, high in intersect(ranges, cased) for code_point in range(low, high + 1)]
+    folded = {foldings[code_point] for code_point in members}
+    return normalise([*ranges, *((char, char) for char, folding in foldings.items() if folding in folded)])

@@ -4,20 +4,22 @@ The two differ in what `\d`, `\w`, `\s` and `.` mean, in group syntax and in esc
 ECMA-262 with `u` refuses a pattern that has only one sensible meaning (`\-` outside a class, a lone `]` or `{`), the
 meaning of Annex B is taken, because schemas are full of them.
 
-What no automaton of ours expresses yet (look-around, back-references, word boundaries, possessive and atomic
-matching) is refused by name and position.
+What no automaton expresses, or none of ours yet (back-references, conditionals, possessive and atomic matching), is
+refused by name and position.
 """
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Literal, NoReturn, TypeAlias
 
 from services.constraint.core.regex import charset
-from services.constraint.core.regex.ast import EMPTY, Anchor, Characters, Node, Repetition, choice, concatenation
+from services.constraint.core.regex.ast import EMPTY, Anchor, Characters, Look, Node, Repetition, choice, concatenation
 from services.constraint.core.regex.charset import Ranges
+from services.constraint.core.regex.properties import property_ranges
+from services.constraint.core.regex.widths import lengths
 from services.rpckit.status import GrammarSyntax, GrammarTooLarge, UnsupportedConstruct
 
 Dialect: TypeAlias = Literal["python", "ecma"]
@@ -30,67 +32,15 @@ MAX_COUNT = 1_000_000
 
 _CONTROL_ESCAPES = {"t": 0x09, "n": 0x0A, "v": 0x0B, "f": 0x0C, "r": 0x0D}
 _HEX_ESCAPES = {"x": 2, "u": 4, "U": 8}
-_SHORT_CATEGORIES = {
-    "Letter": "L",
-    "Lowercase_Letter": "Ll",
-    "Uppercase_Letter": "Lu",
-    "Titlecase_Letter": "Lt",
-    "Modifier_Letter": "Lm",
-    "Other_Letter": "Lo",
-    "Mark": "M",
-    "Number": "N",
-    "Decimal_Number": "Nd",
-    "Letter_Number": "Nl",
-    "Other_Number": "No",
-    "digit": "Nd",
-    "Punctuation": "P",
-    "punct": "P",
-    "Symbol": "S",
-    "Separator": "Z",
-    "Space_Separator": "Zs",
-    "Other": "C",
-    "Control": "Cc",
-}
-_CATEGORIES = frozenset(
-    [
-        "L",
-        "Lu",
-        "Ll",
-        "Lt",
-        "Lm",
-        "Lo",
-        "M",
-        "Mn",
-        "Mc",
-        "Me",
-        "N",
-        "Nd",
-        "Nl",
-        "No",
-        "P",
-        "Pc",
-        "Pd",
-        "Ps",
-        "Pe",
-        "Pi",
-        "Pf",
-        "Po",
-        "S",
-        "Sm",
-        "Sc",
-        "Sk",
-        "So",
-        "Z",
-        "Zs",
-        "Zl",
-        "Zp",
-        "C",
-        "Cc",
-        "Cf",
-        "Cn",
-        "Co",
-    ]
+# How look-around begins; what it is called; is it ahead; is it negated.
+_LOOK_HEADS = (
+    ("(?=", "look-ahead", True, False),
+    ("(?!", "negative look-ahead", True, True),
+    ("(?<=", "look-behind", False, False),
+    ("(?<!", "negative look-behind", False, True),
 )
+# Before Python 3.14, `\B` is not found in the empty text.
+_IS_EMPTY_A_NON_BOUNDARY = re.search(r"\B", "") is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,14 +182,20 @@ class _Parser:
                 return atom
             if is_repeated:
                 self._syntax("multiple repeat", at)
-            if isinstance(atom, Anchor):
-                self._syntax("nothing to repeat: an anchor stands before the quantifier", at)
+            if self._is_assertion(start):
+                self._syntax("nothing to repeat: an anchor, word boundary or look-around stands before it", at)
             if self._peek() == "+" and self._is_python:
                 self._unsupported("possessive quantifier", "a plain one matches the same text in most patterns", at)
             is_lazy = self._take("?")
             minimum, maximum = bounds
             atom = Repetition(atom, minimum, maximum, is_lazy)
             is_repeated = True
+
+    def _is_assertion(self, start: int) -> bool:
+        """Tell whether what starts there may not be repeated; Python repeats look-around, but not what is shorter."""
+        if self._text[start] in "^$" or self._text[start : start + 2] in (r"\b", r"\B", r"\A", r"\Z"):
+            return True
+        return not self._is_python and self._text.startswith(tuple(head for head, *_ in _LOOK_HEADS), start)
 
     def _quantifier(self) -> tuple[int, int | None] | None:
         char = self._peek()
@@ -291,19 +247,37 @@ class _Parser:
         if char == ".":
             if self._flags.dot_all:
                 return Characters(charset.EVERYTHING)
-            return Characters(charset.complement(((0x0A, 0x0A),) if self._is_python else charset.ECMA_LINE_ENDS))
-        if char == "^":
-            return self._anchor("start", at)
-        if char == "$":
-            return self._anchor("end", at)
+            return Characters(charset.complement(charset.LINE_FEED if self._is_python else charset.ECMA_LINE_ENDS))
+        if char in "^$":
+            return self._anchor(char, at)
         if (node := self._character_cache.get(char)) is None:
             node = self._character_cache[char] = Characters(self._literal(ord(char)))
         return node
 
-    def _anchor(self, kind: Literal["start", "end"], at: int) -> Anchor:
+    def _anchor(self, char: str, at: int) -> Node:
         if self._flags.multiline:
-            self._unsupported("anchor under the multiline flag", "write the line breaks out", at)
-        return Anchor(kind, at)
+            line_ends = charset.LINE_FEED if self._is_python else charset.ECMA_LINE_ENDS
+            return Look(Characters(charset.complement(line_ends)), char == "$", True, char, at)
+        if char == "^":
+            return Anchor("start", at)
+        return Anchor("last line" if self._is_python else "end", at)
+
+    def _word_boundary(self, at: int, *, is_negated: bool) -> Node:
+        def look(ranges: Ranges, *, is_ahead: bool, is_negated: bool = False) -> Node:
+            return Look(Characters(ranges), is_ahead, is_negated, "word boundary", at)
+
+        word = self._class_of_letter("w")
+        # No word character before and one behind, or the other way round; or (`is_negated`) both or neither.
+        sides = [
+            [
+                look(word, is_ahead=False, is_negated=is_first_none),
+                look(word, is_ahead=True, is_negated=is_first_none is is_negated),
+            ]
+            for is_first_none in (False, True)
+        ]
+        if is_negated and self._is_python and not _IS_EMPTY_A_NON_BOUNDARY:
+            sides[1].append(choice([look(charset.EVERYTHING, is_ahead=is_ahead) for is_ahead in (False, True)]))
+        return choice([concatenation(side) for side in sides])
 
     def _literal(self, code_point: int) -> Ranges:
         if 0xD800 <= code_point <= 0xDFFF:
@@ -311,7 +285,11 @@ class _Parser:
         return self._cased(((code_point, code_point),))
 
     def _cased(self, ranges: Ranges) -> Ranges:
-        return charset.python_ignore_case(ranges, is_ascii=self._flags.ascii) if self._flags.ignore_case else ranges
+        if not self._flags.ignore_case:
+            return ranges
+        if self._is_python:
+            return charset.python_ignore_case(ranges, is_ascii=self._flags.ascii)
+        return charset.ecma_ignore_case(ranges)
 
     # Groups
 
@@ -326,6 +304,8 @@ class _Parser:
                     self._syntax("missing ), unterminated comment", at)
                 self._at = end + 1
                 return None
+            if look := next((look for look in _LOOK_HEADS if self._text.startswith(look[0], at)), None):
+                return self._look(*look, at)
             self._group_head(at)
         elif self._peek() == "*":
             self._syntax("nothing to repeat")
@@ -335,15 +315,20 @@ class _Parser:
             self._syntax("missing ), unterminated group", at)
         return body
 
+    def _look(self, head: str, name: str, is_ahead: bool, is_negated: bool, at: int) -> Node:
+        self._at = at + len(head)
+        outer = self._flags
+        body = self._alternatives()
+        self._flags = outer
+        if not self._take(")"):
+            self._syntax("missing ), unterminated group", at)
+        if self._is_python and not is_ahead:
+            shortest, longest = lengths(body)
+            if shortest != longest:
+                self._syntax("look-behind requires fixed-width pattern", at)
+        return Look(body, is_ahead, is_negated, name, at)
+
     def _group_head(self, at: int) -> None:
-        for head, name in (
-            ("<=", "look-behind"),
-            ("<!", "negative look-behind"),
-            ("=", "look-ahead"),
-            ("!", "negative look-ahead"),
-        ):
-            if self._take(head):
-                self._unsupported(name, "write the texts that may match instead", at)
         if self._take(":"):
             return
         if self._is_python and self._take("P"):
@@ -393,7 +378,8 @@ class _Parser:
         if following == "":
             self._syntax("bad escape (end of pattern)")
         if following in "bB":
-            self._unsupported("word boundary", "write the characters that may stand beside the word", at)
+            self._at += 2
+            return self._word_boundary(at, is_negated=following == "B")
         if self._is_python and following in "AZ":
             self._at += 2
             return Anchor("start" if following == "A" else "end", at)
@@ -415,16 +401,18 @@ class _Parser:
         letter = self._text[self._at + 1 : self._at + 2]
         if letter and letter in "dDwWsS":
             self._at += 2
-            if self._is_python:
-                ranges = charset.python_class(f"\\{letter.lower()}")
-                if self._flags.ascii:
-                    ranges = charset.intersect(ranges, ((0, 0x7F),))
-            else:
-                ranges = {"d": charset.ASCII_DIGITS, "w": charset.ASCII_WORD, "s": charset.ECMA_SPACE}[letter.lower()]
+            ranges = self._class_of_letter(letter.lower())
             return charset.complement(ranges) if letter.isupper() else ranges
         if letter and letter in "pP" and not self._is_python:
             return self._property(is_negated=letter == "P")
         return None
+
+    def _class_of_letter(self, letter: str) -> Ranges:
+        if self._is_python:
+            return charset.python_class(f"\\{letter}", is_ascii=self._flags.ascii)
+        if letter == "w":
+            return self._cased(charset.ASCII_WORD)  # with `i`, two characters outside ASCII fold into it
+        return charset.ASCII_DIGITS if letter == "d" else charset.ECMA_SPACE
 
     def _property(self, *, is_negated: bool) -> Ranges:
         at = self._at
@@ -433,21 +421,12 @@ class _Parser:
             self._syntax("a property escape needs braces, as in \\p{L}")
         name = self._text[at + 3 : end]
         self._at = end + 1
-        value = name.removeprefix("General_Category=").removeprefix("gc=")
-        if (
-            value in ("Any", "ASCII", "Alphabetic")
-            or "=" in value
-            or _SHORT_CATEGORIES.get(value, value) not in _CATEGORIES
-        ):
-            if value == "Any":
-                ranges = charset.EVERYTHING
-            elif value == "ASCII":
-                ranges = ((0, 0x7F),)
-            else:
-                self._unsupported(f"property {name}", "general categories such as \\p{L} and \\p{Nd} are supported", at)
-        else:
-            ranges = _category(_SHORT_CATEGORIES.get(value, value))
-        return charset.complement(ranges) if is_negated else ranges
+        ranges = property_ranges(name)
+        if ranges is None:
+            self._unsupported(
+                f"property {name}", "general categories such as \\p{L} and a few binary properties are supported", at
+            )
+        return self._cased(charset.complement(ranges) if is_negated else ranges)
 
     def _escaped_code_point(self, *, in_class: bool) -> int:
         """Take an escape that stands for one character."""
@@ -542,7 +521,9 @@ class _Parser:
 
     def _class(self, start: int) -> Ranges:
         is_negated = self._take("^")
+        # Case is ignored for characters; a class such as `\w` says itself what belongs to it.
         ranges: list[tuple[int, int]] = []
+        named: list[tuple[int, int]] = []
         is_first = True
         while True:
             if self._at >= len(self._text):
@@ -564,11 +545,16 @@ class _Parser:
                 if self._is_python:
                     self._syntax("bad character range: a class such as \\d cannot be an end", at)
                 # Annex B: the dash is a literal there.
-                for member in (low, 0x2D, high):
-                    ranges.extend(((member, member),) if isinstance(member, int) else member)
-                continue
-            ranges.extend(((low, low),) if isinstance(low, int) else low)
-        result = self._cased(charset.normalise(ranges))
+                ranges.append((0x2D, 0x2D))
+                members = [low, high]
+            else:
+                members = [low]
+            for member in members:
+                if isinstance(member, int):
+                    ranges.append((member, member))
+                else:
+                    named.extend(member)
+        result = charset.normalise([*self._cased(charset.normalise(ranges)), *named])
         return charset.complement(result) if is_negated else result
 
     def _class_member(self) -> int | Ranges:
@@ -579,14 +565,3 @@ class _Parser:
             return ord(self._text[self._at - 1])
         named = self._named_class()
         return named if named is not None else self._escaped_code_point(in_class=True)
-
-
-@cache
-def _category(name: str) -> Ranges:
-    """Return the characters of a general category, or of all that start with this letter."""
-    return charset.normalise(
-        (code_point, code_point)
-        for first, last in charset.EVERYTHING
-        for code_point in range(first, last + 1)
-        if unicodedata.category(chr(code_point)).startswith(name)
-    )

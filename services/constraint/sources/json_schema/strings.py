@@ -9,10 +9,11 @@ from __future__ import annotations
 from functools import lru_cache
 
 from services.constraint.core.grammar import NOTHING, Bytes, Expression, Repeat, Sequence
-from services.constraint.core.regex import anchors, automaton, charset, encoding
-from services.constraint.core.regex.ast import Characters, Choice, Concatenation, Node, Repetition
+from services.constraint.core.regex import anchors, automaton, charset, encoding, lookaround
+from services.constraint.core.regex.ast import Characters, Node, Repetition
 from services.constraint.core.regex.automaton import Dfa
 from services.constraint.core.regex.parse import parse
+from services.constraint.core.regex.widths import lengths
 from services.constraint.sources.json_schema.formats import FORMATS
 from services.constraint.sources.json_schema.nodes import String
 
@@ -50,21 +51,21 @@ def matches(node: String, value: str) -> bool:
 
 
 @lru_cache(maxsize=512)
-def tree_of(pattern: str) -> Node:
-    """Return the tree of all strings in which a pattern is found."""
-    return anchors.search(parse(pattern, "ecma"), pattern)
+def tree_of(pattern: str) -> Node | None:
+    """Return the plain tree of all strings in which a pattern is found; None if it takes an automaton."""
+    return anchors.search(parse(pattern, "ecma"))
 
 
 @lru_cache(maxsize=128)
 def dfa_of(pattern: str) -> Dfa:
     """Return the automaton of all strings in which a pattern is found."""
-    return automaton.to_dfa(tree_of(pattern))
+    tree = tree_of(pattern)
+    return lookaround.search(parse(pattern, "ecma")) if tree is None else automaton.to_dfa(tree)
 
 
 @lru_cache(maxsize=256)
 def _body(patterns: tuple[str, ...], minimum: int, maximum: int | None) -> Expression:
-    if len(patterns) == 1:
-        tree = tree_of(patterns[0])
+    if len(patterns) == 1 and (tree := tree_of(patterns[0])) is not None:
         shortest, longest = lengths(tree)
         if minimum <= shortest and (maximum is None or (longest is not None and longest <= maximum)):
             return automaton.to_expression(tree, encoding.json_plain)
@@ -84,22 +85,3 @@ def _body(patterns: tuple[str, ...], minimum: int, maximum: int | None) -> Expre
     if minimum > 0 or maximum is not None:
         dfa = automaton.with_length(dfa, minimum, maximum)
     return dfa.to_automaton(encoding.json_plain)
-
-
-def lengths(node: Node) -> tuple[int, int | None]:
-    """Return the fewest and the most characters of what a tree matches (None: no bound)."""
-    match node:
-        case Characters():
-            return 1, 1
-        case Concatenation(parts):
-            bounds = [lengths(part) for part in parts]
-            longest = [high for _, high in bounds if high is not None]
-            return sum(low for low, _ in bounds), sum(longest) if len(longest) == len(bounds) else None
-        case Choice(options) if options:
-            bounds = [lengths(option) for option in options]
-            longest = [high for _, high in bounds if high is not None]
-            return min(low for low, _ in bounds), max(longest) if len(longest) == len(bounds) else None
-        case Repetition(body, minimum, maximum):
-            low, high = lengths(body)
-            return low * minimum, 0 if high == 0 else None if high is None or maximum is None else high * maximum
-    return 0, 0
