@@ -19,7 +19,7 @@ from services.constraint.core.tables import TOO_FAR, UNREACHABLE, Int32s, Tables
 from services.rpckit.status import GrammarTooLarge, UnsatisfiableGrammar
 
 # Raise it whenever the tables, their meaning or the lowering change: older entries in a cache become misses.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _MAGIC = b"espalier-grammar"
 _HEADER = struct.Struct("<16sI32s")  # magic, format version, SHA-256 of what follows
@@ -40,6 +40,7 @@ _STORED = {
     "is_accepting": "u1",
     "count_minimum": "<i4",
     "count_maximum": "<i4",
+    "base": "<i4",
 }
 
 
@@ -175,8 +176,11 @@ def _check(g: Tables, start_rule: int) -> None:
         and _are_rows(g.call_start, num_states, len(g.call_rule))
         and all(_lie_in(array, 0, num_states) for array in (g.edge_target, g.epsilon_target, g.call_return))
         and _lie_in(g.rule_start, 0, num_states)
+        and len(g.base) == num_states
+        and _lie_in(g.base, 0, num_states)
         and _lie_in(g.call_rule, 0, num_rules)
         and bool((g.edge_low <= g.edge_high).all())
+        and _ascend_in_rows(g.edge_low, g.edge_start)
         and _lie_in(g.count_minimum, -1, UNREACHABLE)
         and _lie_in(g.count_maximum, -1, UNREACHABLE)
     )
@@ -192,3 +196,9 @@ def _are_rows(starts: Int32s, num_states: int, total: int) -> bool:
 
 def _lie_in(array: Int32s, low: int, bound: int) -> bool:
     return bool(len(array) == 0 or (array.min() >= low and array.max() < bound))
+
+
+def _ascend_in_rows(values: Uint8s, starts: Int32s) -> bool:
+    is_start = np.zeros(len(values) + 1, np.bool_)
+    is_start[starts] = True
+    return bool((is_start[1:-1] | (values[1:] >= values[:-1])).all())

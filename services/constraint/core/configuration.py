@@ -1,62 +1,119 @@
-"""Owns the stores of one grammar's interned configurations, and grows them when a kernel asks."""
+"""Owns the stores of one grammar's interned configurations and masks, and grows them when a kernel asks."""
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
-from services.constraint.core import kernel
+from services.constraint.core import kernel, masks
 from services.constraint.core.compiled_grammar import CompiledGrammar, CorruptGrammarError
 from services.constraint.core.interning import rehashed
+from services.constraint.core.mask_pool import ROWS_PER_BLOCK
+from services.constraint.core.spans import GrammarSpans
 from services.constraint.core.tables import (
     DEAD,
+    FIRST_CONFIGURATION,
     FUEL,
     GROW_ARENA,
+    GROW_MASKS,
+    GROW_SCRATCH,
     INCONSISTENT,
+    MAX_FUEL,
+    MISSING_SPAN,
+    NUM_CLASSES,
     NUM_CONFIGURATIONS,
+    NUM_MASKS,
+    NUM_NODES,
+    NUM_SIZES,
     OUT_OF_FUEL,
-    UNKNOWN,
     UNREACHABLE,
+    WANTED_SPAN,
     Arena,
-    Int32s,
+    PointerTable,
     Scratch,
     Tables,
 )
+from services.constraint.core.trie import TokenTrie
 from services.rpckit.status import OutOfFuel
 
-_FIRST_NODES = 128
-_FIRST_FRAMES = 256
-_FIRST_CONFIGURATIONS = 128
-_FIRST_ITEMS = 512
-_FIRST_SCRATCH = 512
+# Fresh memory is zero and not there until it is touched, so that room ahead costs nothing.
+_FIRST_NODES: Final = 4096
+_FIRST_FRAMES: Final = 8192
+_FIRST_CONFIGURATIONS: Final = 4096
+_FIRST_ITEMS: Final = 16384
+_FIRST_SCRATCH: Final = 1024
+# Hash tables are touched all over, so they begin small and grow alone.
+_FIRST_TABLE: Final = 1024
 
 
 class Configurations:
     """All configurations that a grammar was seen in. Not thread-safe: the matcher holds a lock around each call."""
 
-    def __init__(self, compiled: CompiledGrammar, *, max_bytes: int, max_fuel: int) -> None:
+    def __init__(
+        self,
+        compiled: CompiledGrammar,
+        trie: TokenTrie,
+        *,
+        max_bytes: int,
+        max_mask_bytes: int,
+        max_fuel: int,
+        is_common: bool = False,
+    ) -> None:
         """`max_bytes` bounds the stores, `max_fuel` the states that one call may visit (about 10 ns each).
+
+        Masks beyond `max_mask_bytes` are forgotten, all at once. The spans of a grammar that `is_common` are made for
+        all grammars to come.
 
         Raises:
             OutOfFuel: as `call`.
         """
         self._tables = compiled.tables
+        self._trie = trie
         self._max_bytes = max_bytes
+        self._max_mask_bytes = max_mask_bytes
         self._max_fuel = max_fuel
-        num_classes = int(compiled.tables.byte_class.max()) + 1
-        self._arena = _new_arena(num_classes)
-        self._scratch = _new_scratch(compiled.tables, _FIRST_SCRATCH)
+        self._pointers = PointerTable()
+        self._pointers.put(compiled.tables)
+        self._pointers.put(trie.vocabulary_arrays)
+        self._scratch = _new_scratch(compiled.tables, _FIRST_SCRATCH, trie.max_token_bytes)
+        self._pointers.put(self._scratch)
+        num_states = len(compiled.tables.is_accepting)
+        self._spans = GrammarSpans(self._pointers.address, num_states, trie.spans, is_common=is_common)
+        self._pointers.put(self._spans.arrays)
+        if is_common:
+            self._spans.provide_all()
+        self._arena = _new_arena(int(compiled.tables.byte_class.max()) + 1, max_fuel)
+        self._pointers.put(self._arena)
+        self._blocks: list[npt.NDArray[np.int32]] = []
+        self._rows: dict[int, memoryview] = {}
+        weakref.finalize(self, trie.masks.give_back, self._blocks)
+        self._sizes = self._arena.sizes
         self.start = self.call(kernel.start_configuration, compiled.start_rule, int(compiled.accepts_empty))
 
     @property
+    def memory(self) -> int:
+        """The address that kernels take."""
+        return self._pointers.address
+
+    @property
     def num_bytes(self) -> int:
-        """Bytes of the stores."""
-        return sum(array.nbytes for array in self._arena) + sum(array.nbytes for array in self._scratch)
+        """Bytes of what the stores hold; room that was never touched takes no memory."""
+        nodes, frames, configurations, items = (int(size) for size in self._sizes[:4])
+        num_classes = int(self._sizes[NUM_CLASSES])
+        in_arena = 16 * nodes + 12 * frames + (21 + 4 * num_classes) * configurations + 8 * items
+        tables = 4 * (len(self._arena.node_table) + len(self._arena.configuration_table))
+        return in_arena + tables + self._num_mask_bytes + sum(array.nbytes for array in self._scratch)
+
+    @property
+    def _num_mask_bytes(self) -> int:
+        return sum(block.nbytes for block in self._blocks)
 
     def __len__(self) -> int:
-        return int(self._arena.sizes[NUM_CONFIGURATIONS])
+        return int(self._sizes[NUM_CONFIGURATIONS])
 
     def is_accepting(self, configuration: int) -> bool:
         """Tell whether the text is complete in `configuration`."""
@@ -67,52 +124,100 @@ class Configurations:
         starts = self._arena.configuration_start
         return bool(starts[configuration] == starts[configuration + 1])
 
-    def call(self, function: Callable[..., Any], *arguments: Any, clear: Int32s | None = None) -> Any:
-        """Call a kernel as `function(tables, arena, scratch, *arguments)` until it needs no more room.
+    def known_mask(self, configuration: int) -> memoryview | None:
+        """Return the mask (words,) of a configuration if it is known. May be called without the lock."""
+        return self._rows.get(configuration)
 
-        `clear` is zeroed before each try.
+    def mask(self, configuration: int) -> memoryview:
+        """Return the mask (words,) of a configuration; it is overwritten when masks are forgotten.
+
+        Raises:
+            OutOfFuel, CorruptGrammarError: as `call`.
+        """
+        number = masks.mask(self._pointers.address, configuration)
+        while number < 0:
+            self.resolve(number)
+            number = masks.mask(self._pointers.address, configuration)
+        row = self._rows[configuration] = memoryview(self._blocks[number // ROWS_PER_BLOCK][number % ROWS_PER_BLOCK])
+        return row
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a kernel as `function(memory, *arguments)` until it needs no more room.
 
         Raises:
             OutOfFuel: the call would visit more states, or need more memory, than the limits allow.
             CorruptGrammarError: no compiler wrote the tables.
         """
-        self._arena.sizes[FUEL] = self._max_fuel
+        self._sizes[FUEL] = self._max_fuel
         while True:
-            if clear is not None:
-                clear.fill(0)
-            result = function(self._tables, self._arena, self._scratch, *arguments)
-            code = result[0] if isinstance(result, tuple) else result
-            if code >= 0:
+            result = function(self._pointers.address, *arguments)
+            code = min(result) if isinstance(result, tuple) else result
+            if code >= -1:
                 return result
-            if code == OUT_OF_FUEL:
-                raise OutOfFuel(
-                    f"one mask would visit more than {self._max_fuel} states (limit max_mask_fuel)",
-                    limit="max_mask_fuel",
-                    value=self._max_fuel,
-                )
-            if code == INCONSISTENT:
-                raise CorruptGrammarError("the tables of the grammar contradict each other")
-            if code == GROW_ARENA:
-                self._arena = _grown_arena(self._arena)
-            else:
-                self._scratch = _new_scratch(
-                    self._tables, 2 * len(self._scratch.position_state), clock=int(self._scratch.clock[0])
-                )
-            if self.num_bytes > self._max_bytes:
-                raise OutOfFuel(
-                    f"the grammar's states take more than {self._max_bytes} bytes (limit max_grammar_bytes)",
-                    limit="max_grammar_bytes",
-                    value=self._max_bytes,
-                )
+            self.resolve(code)
+
+    def resolve(self, code: int) -> None:
+        """Do what a kernel asked for by a negative code, so that it can be called again.
+
+        Raises:
+            OutOfFuel, CorruptGrammarError: as `call`.
+        """
+        if code == OUT_OF_FUEL:
+            raise OutOfFuel(
+                f"one mask would visit more than {self._max_fuel} states (limit max_mask_fuel)",
+                limit="max_mask_fuel",
+                value=self._max_fuel,
+            )
+        if code == INCONSISTENT:
+            raise CorruptGrammarError("the tables of the grammar contradict each other")
+        if code == MISSING_SPAN:
+            self._spans.provide(int(self._sizes[WANTED_SPAN]))
+            return
+        if code == GROW_MASKS:
+            self._make_room_for_masks()
+        elif code == GROW_ARENA:
+            self._arena = _grown_arena(self._arena)
+            self._pointers.put(self._arena)
+        else:
+            assert code == GROW_SCRATCH, code
+            self._scratch = _new_scratch(
+                self._tables,
+                2 * len(self._scratch.position_state),
+                self._trie.max_token_bytes,
+                clock=int(self._scratch.clock[0]),
+            )
+            self._pointers.put(self._scratch)
+        if self.num_bytes - self._num_mask_bytes > self._max_bytes:
+            raise OutOfFuel(
+                f"the grammar's states take more than {self._max_bytes} bytes (limit max_grammar_bytes)",
+                limit="max_grammar_bytes",
+                value=self._max_bytes,
+            )
+
+    def _make_room_for_masks(self) -> None:
+        if self._num_mask_bytes >= self._max_mask_bytes and len(self._blocks) > 1:
+            self._rows.clear()
+            self._arena.mask_row.fill(0)
+            self._sizes[NUM_MASKS] = 0
+            return
+        self._blocks.append(self._trie.masks.take())
+        addresses = [self._arena.row_address, _addresses_of(self._blocks[-1])]
+        self._arena = self._arena._replace(row_address=np.concatenate(addresses))
+        self._pointers.put(self._arena)
 
 
-def _new_arena(num_classes: int) -> Arena:
+def _addresses_of(block: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+    first = block.__array_interface__["data"][0]
+    return first + block.strides[0] * np.arange(len(block), dtype=np.int64)
+
+
+def _new_arena(num_classes: int, max_fuel: int) -> Arena:
     arena = Arena(
-        sizes=np.zeros(5, np.int64),
+        sizes=np.zeros(NUM_SIZES, np.int64),
         node_start=np.zeros(_FIRST_NODES + 1, np.int32),
         node_distance=np.zeros(_FIRST_NODES, np.int32),
         node_hash=np.zeros(_FIRST_NODES, np.int64),
-        node_table=np.full(2 * _FIRST_NODES, -1, np.int32),
+        node_table=np.zeros(_FIRST_TABLE, np.int32),
         frame_return=np.zeros(_FIRST_FRAMES, np.int32),
         frame_count=np.zeros(_FIRST_FRAMES, np.int32),
         frame_parent=np.zeros(_FIRST_FRAMES, np.int32),
@@ -120,19 +225,24 @@ def _new_arena(num_classes: int) -> Arena:
         configuration_accepts=np.zeros(_FIRST_CONFIGURATIONS, np.uint8),
         configuration_distance=np.zeros(_FIRST_CONFIGURATIONS, np.int32),
         configuration_hash=np.zeros(_FIRST_CONFIGURATIONS, np.int64),
-        configuration_table=np.full(2 * _FIRST_CONFIGURATIONS, -1, np.int32),
+        configuration_table=np.zeros(_FIRST_TABLE, np.int32),
         item_state=np.zeros(_FIRST_ITEMS, np.int32),
         item_node=np.zeros(_FIRST_ITEMS, np.int32),
-        transitions=np.full((_FIRST_CONFIGURATIONS, num_classes), UNKNOWN, np.int32),
+        transitions=np.zeros(_FIRST_CONFIGURATIONS * num_classes, np.int32),
+        mask_row=np.zeros(_FIRST_CONFIGURATIONS, np.int32),
+        row_address=np.zeros(0, np.int64),
     )
-    # Configuration 0 is DEAD: no items, not accepting, in no table.
-    arena.sizes[NUM_CONFIGURATIONS] = 1
-    arena.configuration_distance[0] = UNREACHABLE
-    arena.transitions[0] = DEAD
+    arena.sizes[NUM_NODES] = 1
+    arena.sizes[NUM_CONFIGURATIONS] = FIRST_CONFIGURATION
+    arena.sizes[NUM_CLASSES] = num_classes
+    arena.sizes[MAX_FUEL] = max_fuel
+    # DEAD has no items, does not accept, and stays dead.
+    arena.configuration_distance[DEAD] = UNREACHABLE
+    arena.transitions[DEAD * num_classes : (DEAD + 1) * num_classes] = DEAD
     return arena
 
 
-def _new_scratch(tables: Tables, capacity: int, *, clock: int = 0) -> Scratch:
+def _new_scratch(tables: Tables, capacity: int, max_token_bytes: int, *, clock: int = 0) -> Scratch:
     num_states, num_rules = len(tables.is_accepting), len(tables.rule_start)
     int32s = [np.zeros(capacity, np.int32) for _ in range(13)]
     return Scratch(
@@ -159,6 +269,10 @@ def _new_scratch(tables: Tables, capacity: int, *, clock: int = 0) -> Scratch:
         item_state=int32s[11],
         item_node=int32s[12],
         worklist=np.zeros(num_states, np.int32),
+        is_walked=np.zeros(capacity, np.uint8),
+        path=np.zeros(max_token_bytes + 2, np.int32),
+        base_path=np.zeros(max_token_bytes + 2, np.int32),
+        differs=np.zeros((max_token_bytes + 2) * 256, np.uint8),
     )
 
 
@@ -169,19 +283,25 @@ def _grown_arena(arena: Arena) -> Arena:
     if 2 * nodes > len(arena.node_hash):
         for name in ("node_start", "node_distance", "node_hash"):
             changes[name] = _doubled(getattr(arena, name))
-        changes["node_table"] = rehashed(changes["node_hash"], 0, nodes, 2 * len(arena.node_table))
+    if 2 * nodes >= len(arena.node_table):
+        changes["node_table"] = rehashed(arena.node_hash, 1, nodes, 4 * len(arena.node_table))
     if 2 * frames > len(arena.frame_return):
         for name in ("frame_return", "frame_count", "frame_parent"):
             changes[name] = _doubled(getattr(arena, name))
     if 2 * configurations > len(arena.configuration_hash):
-        for name in ("configuration_start", "configuration_accepts", "configuration_distance", "configuration_hash"):
+        for name in (
+            "configuration_start",
+            "configuration_accepts",
+            "configuration_distance",
+            "configuration_hash",
+            "transitions",
+            "mask_row",
+        ):
             changes[name] = _doubled(getattr(arena, name))
+    if 2 * configurations >= len(arena.configuration_table):
         changes["configuration_table"] = rehashed(
-            changes["configuration_hash"], 1, configurations, 2 * len(arena.configuration_table)
+            arena.configuration_hash, FIRST_CONFIGURATION, configurations, 4 * len(arena.configuration_table)
         )
-        known = arena.transitions
-        changes["transitions"] = np.full((2 * len(known), known.shape[1]), UNKNOWN, np.int32)
-        changes["transitions"][: len(known)] = known
     if 2 * items > len(arena.item_state):
         for name in ("item_state", "item_node"):
             changes[name] = _doubled(getattr(arena, name))

@@ -19,6 +19,7 @@ def unmeasured(num_states: int, num_calls: int) -> dict[str, Any]:
     """Return the derived fields of `Tables` as they are before `measured` fills them."""
     return {
         "call_is_tail": np.zeros(num_calls, np.uint8),
+        "is_plain": np.zeros(num_states, np.uint8),
         "distance": np.full(num_states, UNREACHABLE, np.int32),
         "byte_distance": np.full(num_states, UNREACHABLE, np.int32),
         "body_distance": np.full(num_states, UNREACHABLE, np.int32),
@@ -35,6 +36,13 @@ def measured(tables: Tables, start_rule: int) -> tuple[Tables, int]:
     tables = tables._replace(**unmeasured(len(tables.is_accepting), len(tables.call_rule)))
     _measure(tables)
     tables = _pruned(tables)
+    tables.is_plain[:] = (
+        (np.diff(tables.edge_start) > 0)
+        & (np.diff(tables.epsilon_start) == 0)
+        & (np.diff(tables.call_start) == 0)
+        & (tables.is_accepting == 0)
+        & (tables.count_minimum < 0)
+    )
     boundaries = np.zeros(257, np.bool_)
     boundaries[tables.edge_low] = True
     boundaries[tables.edge_high.astype(np.int32) + 1] = True

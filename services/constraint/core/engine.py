@@ -7,7 +7,7 @@ What is made when: a `TokenTrie` once per vocabulary; a `CompiledGrammar` once p
 from __future__ import annotations
 
 from services.constraint.core.compiled_grammar import FORMAT_VERSION, CompiledGrammar, CorruptGrammarError
-from services.constraint.core.grammar import ByteRange, Bytes, Grammar, Repeat, Sequence
+from services.constraint.core.grammar import Alternation, Automaton, ByteRange, Bytes, Grammar, Repeat, Sequence
 from services.constraint.core.lowering import lower
 from services.constraint.core.matcher import TERMINATED, Forcing, Guidance, Matcher, MatcherLimits
 from services.constraint.core.trie import TokenTrie
@@ -29,18 +29,27 @@ def compile_grammar(grammar: Grammar, *, max_states: int = DEFAULT_MAX_STATES) -
     return lower(grammar, max_states=max_states)
 
 
-def warm_up(trie: TokenTrie) -> None:
-    """Compile the kernels, or load them from disk, so that no request waits for it."""
+def warm_up(trie: TokenTrie, common: Grammar | None = None) -> None:
+    """Compile the kernels, or load them from disk, so that no request waits for it; and make memory for masks ready.
+
+    The rules and loops of `common` are worked out for all grammars of this vocabulary that have them too.
+    """
     pair = Sequence((ByteRange(97, 98), ByteRange(97, 122)))
-    grammar = Grammar("start", {"start": Sequence((Bytes(b"a"), Repeat(pair, 0, 1000), Bytes(b"zz")))})
+    unless = Automaton(0, (2,), ((0, 97, 122, 0), (1, 97, 97, 3), (1, 98, 122, 0), (3, 97, 122, 0), (0, 65, 65, 2)),
+                       bases=((1, 0), (3, 0)))
+    words = Sequence((Repeat(ByteRange(97, 122), 2, 100), Bytes(b"-"), Repeat(ByteRange(97, 122), 1, None), unless))
+    grammar = Grammar("start", {"start": Alternation((
+        Sequence((Bytes(b"a"), Repeat(pair, 0, 1000), Bytes(b"zz"))), Sequence((Bytes(b"b"), words))))})
     compiled = CompiledGrammar.from_bytes(compile_grammar(grammar).to_bytes())
-    matcher = Matcher(compiled, trie)
+    matcher = Matcher(compiled, trie, is_common=True)
     state = matcher.start
     # Long enough for the stores to grow, which has a kernel of its own.
     for _ in range(300):
         guidance = matcher.guidance(state)
         allowed = allowed_token_ids(guidance.bitmask, trie.vocabulary.vocab_size)
         state = matcher.accept(guidance.after_forced, allowed[:1].tolist())
+    if common is not None:
+        Matcher(compile_grammar(common), trie, is_common=True)
 
 
 __all__ = [

@@ -39,13 +39,15 @@ class Automaton:
     """A finite automaton over bytes, nondeterministic or not, as a regex front end makes it.
 
     States are numbered from 0; `edges` are (source, low byte, high byte, target). Without accepting states it matches
-    nothing.
+    nothing. `bases` are (state, another one that goes on in the same way but for a few texts): they change nothing of
+    what is matched and make masks cheap where the other state's are.
     """
 
     start: int
     accepting: tuple[int, ...]
     edges: tuple[tuple[int, int, int, int], ...]
     epsilons: tuple[tuple[int, int], ...] = ()
+    bases: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,23 +14,26 @@ from services.constraint.core.tables import (
     BOTTOM,
     DEAD,
     GROW_ARENA,
+    NUM_CLASSES,
     NUM_CONFIGURATIONS,
     NUM_FRAMES,
     NUM_ITEMS,
     NUM_NODES,
+    UNKNOWN,
     UNREACHABLE,
-    Arena,
     Int32s,
     Int64s,
-    Tables,
+    arena,
     i64,
+    tables,
 )
 
 _MULTIPLIER: Final = -7046029254386353131  # 0x9E3779B97F4A7C15, the golden ratio in 64 bits
 
 
 @compiled
-def _mix(h: int, value: int) -> int:
+def mix(h: int, value: int) -> int:
+    """Return a hash of a hash and one more value."""
     h = (h ^ value) * _MULTIPLIER
     return h ^ (h >> 29)
 
@@ -95,18 +98,20 @@ def _sort_items(states: Int32s, nodes: Int32s, n: int) -> int:
 
 
 @compiled
-def intern_node(g: Tables, a: Arena, returns: Int32s, counts: Int32s, parents: Int32s, n: int) -> int:
-    """Return the node of these n frames (any order, duplicates allowed.
+def intern_node(memory: int, returns: Int32s, counts: Int32s, parents: Int32s, n: int) -> int:
+    """Return the node of these n frames, or GROW_ARENA.
 
-    The arrays are sorted in place), or GROW_ARENA.
+    They may come in any order and repeat; the arrays are sorted in place.
     """
-    n = _sort_frames(returns, counts, parents, n)
+    g, a = tables(memory), arena(memory)
+    if n > 1:
+        n = _sort_frames(returns, counts, parents, n)
     h = n
     for i in range(n):
-        h = _mix(_mix(_mix(h, i64(returns[i])), i64(counts[i])), i64(parents[i]))
+        h = mix(mix(mix(h, i64(returns[i])), i64(counts[i])), i64(parents[i]))
     mask = len(a.node_table) - 1
     slot = h & mask
-    while a.node_table[slot] >= 0:
+    while a.node_table[slot] != 0:
         node = i64(a.node_table[slot])
         if a.node_hash[node] == h:
             start = a.node_start[node]
@@ -125,7 +130,7 @@ def intern_node(g: Tables, a: Arena, returns: Int32s, counts: Int32s, parents: I
         slot = (slot + 1) & mask
     node = a.sizes[NUM_NODES]
     start = a.sizes[NUM_FRAMES]
-    if node >= len(a.node_hash) or start + n > len(a.frame_return):
+    if node >= len(a.node_hash) or 2 * node > mask or start + n > len(a.frame_return):
         return GROW_ARENA
     distance = UNREACHABLE
     for i in range(n):
@@ -150,20 +155,22 @@ def intern_node(g: Tables, a: Arena, returns: Int32s, counts: Int32s, parents: I
 
 
 @compiled
-def intern_configuration(g: Tables, a: Arena, states: Int32s, nodes: Int32s, n: int, accepts: int) -> int:
-    """Return the configuration of these n items (any order, duplicates allowed.
+def intern_configuration(memory: int, states: Int32s, nodes: Int32s, n: int, accepts: int) -> int:
+    """Return the configuration of these n items, DEAD for none, or GROW_ARENA.
 
-    Sorted in place), DEAD for none, or GROW_ARENA.
+    They may come in any order and repeat; the arrays are sorted in place.
     """
     if n == 0 and accepts == 0:
         return DEAD
-    n = _sort_items(states, nodes, n)
+    g, a = tables(memory), arena(memory)
+    if n > 1:
+        n = _sort_items(states, nodes, n)
     h = 2 * n + accepts
     for i in range(n):
-        h = _mix(_mix(h, i64(states[i])), i64(nodes[i]))
+        h = mix(mix(h, i64(states[i])), i64(nodes[i]))
     mask = len(a.configuration_table) - 1
     slot = h & mask
-    while a.configuration_table[slot] >= 0:
+    while a.configuration_table[slot] != 0:
         configuration = i64(a.configuration_table[slot])
         if a.configuration_hash[configuration] == h and a.configuration_accepts[configuration] == accepts:
             start = a.configuration_start[configuration]
@@ -178,15 +185,23 @@ def intern_configuration(g: Tables, a: Arena, states: Int32s, nodes: Int32s, n: 
         slot = (slot + 1) & mask
     configuration = a.sizes[NUM_CONFIGURATIONS]
     start = a.sizes[NUM_ITEMS]
-    if configuration >= len(a.configuration_hash) or start + n > len(a.item_state):
+    if configuration >= len(a.configuration_hash) or 2 * configuration > mask or start + n > len(a.item_state):
         return GROW_ARENA
     distance = i64(UNREACHABLE)
     if accepts == 1:
         distance = i64(0)
+    # Most bytes lead nowhere, and it costs little to know it at once.
+    row = configuration * a.sizes[NUM_CLASSES]
+    for cell in range(row, row + a.sizes[NUM_CLASSES]):
+        a.transitions[cell] = DEAD
     for i in range(n):
         a.item_state[start + i] = states[i]
         a.item_node[start + i] = nodes[i]
         distance = min(distance, i64(g.byte_distance[states[i]]) + a.node_distance[nodes[i]])
+        for edge in range(g.edge_start[states[i]], g.edge_start[states[i] + 1]):
+            first, last = row + g.byte_class[g.edge_low[edge]], row + g.byte_class[g.edge_high[edge]]
+            for cell in range(first, last + 1):
+                a.transitions[cell] = UNKNOWN
     a.configuration_start[configuration + 1] = start + n
     a.configuration_accepts[configuration] = accepts
     a.configuration_distance[configuration] = distance
@@ -199,11 +214,11 @@ def intern_configuration(g: Tables, a: Arena, states: Int32s, nodes: Int32s, n: 
 
 @compiled
 def rehashed(hashes: Int64s, first: int, size: int, capacity: int) -> Int32s:
-    """Return an open-addressing table (capacity,) of the numbers first .. size - 1 by their hashes."""
-    table = np.full(capacity, -1, np.int32)
+    """Return an open-addressing table (capacity,) of the numbers first .. size - 1 by their hashes; 0 = free."""
+    table = np.zeros(capacity, np.int32)
     for number in range(first, size):
         slot = hashes[number] & (capacity - 1)
-        while table[slot] >= 0:
+        while table[slot] != 0:
             slot = (slot + 1) & (capacity - 1)
         table[slot] = number
     return table

@@ -1,4 +1,4 @@
-"""The compiled walks: transitions between configurations and token masks. Runs without the GIL.
+"""The compiled transitions between configurations. Runs without the GIL.
 
 A *configuration* is a set of items (state, stack node): every way in which the bytes so far can be read. A *stack node*
 is a set of frames (return state, count, parent node): what to go on with when the present rule ends. Both are interned
@@ -15,12 +15,13 @@ One transition has three phases:
    that each rule is entered once, with all its frames known. Nothing is popped here: the lowering put an epsilon beside
    every call of a rule that may match nothing.
 
-`reference.py` is the plain Python twin that tests compare this with.
+Most transitions lead from one plain state to another (inside a key, a number, a string): those skip all three.
+
+Every kernel takes `memory`, the address of the grammar's pointer table (`tables.py`). `reference.py` is the plain
+Python twin that tests compare this with.
 """
 
 from __future__ import annotations
-
-import numpy as np
 
 from services.constraint.core.compiling import compiled
 from services.constraint.core.interning import intern_configuration, intern_node
@@ -29,22 +30,26 @@ from services.constraint.core.tables import (
     DEAD,
     FUEL,
     GROW_SCRATCH,
+    HIGH_BYTE,
     INCONSISTENT,
+    LOW_BYTE,
+    NUM_CLASSES,
     OUT_OF_FUEL,
     UNKNOWN,
-    Arena,
     Int32s,
-    Scratch,
-    Tables,
-    TrieArrays,
     Uint8s,
+    arena,
     i64,
+    scratch,
+    tables,
+    vocabulary_arrays,
 )
 
 
 @compiled
-def _add_position(w: Scratch, n: int, state: int, count: int, node: int) -> int:
+def _add_position(memory: int, n: int, state: int, count: int, node: int) -> int:
     """Add a position unless it is there; return the new number of positions, or GROW_SCRATCH."""
+    w = scratch(memory)
     clock = w.clock[0]
     head = -1
     if w.state_stamp[state] == clock:
@@ -101,8 +106,9 @@ def _pop_rule(heap: Int32s, n: int) -> int:
 
 
 @compiled
-def _add_entry(w: Scratch, entries: int, waiting: int, rule: int, ret: int, count: int, parent: int) -> int:
+def _add_entry(memory: int, entries: int, waiting: int, rule: int, ret: int, count: int, parent: int) -> int:
     """Note that `rule` is to be entered with this frame; return the new number of waiting rules, or GROW_SCRATCH."""
+    w = scratch(memory)
     if entries >= len(w.entry_return):
         return GROW_SCRATCH
     head = -1
@@ -120,13 +126,12 @@ def _add_entry(w: Scratch, entries: int, waiting: int, rule: int, ret: int, coun
 
 
 @compiled
-def _enter_calls(
-    g: Tables, a: Arena, w: Scratch, state: int, count: int, node: int, entries: int, waiting: int
-) -> tuple[int, int]:
+def _enter_calls(memory: int, state: int, count: int, node: int, entries: int, waiting: int) -> tuple[int, int]:
     """Note the calls of a state.
 
     Return the new numbers of entries and of waiting rules (or GROW_SCRATCH in the second).
     """
+    g, a = tables(memory), arena(memory)
     if g.count_minimum[state] >= 0 and g.count_maximum[state] >= 0 and count >= g.count_maximum[state]:
         return entries, waiting
     for call in range(g.call_start[state], g.call_start[state + 1]):
@@ -135,7 +140,7 @@ def _enter_calls(
             # What follows the return is the end of the caller, so the callee returns to the caller's callers at once.
             for frame in range(a.node_start[node], a.node_start[node + 1]):
                 waiting = _add_entry(
-                    w,
+                    memory,
                     entries,
                     waiting,
                     rule,
@@ -147,7 +152,7 @@ def _enter_calls(
                     return entries, waiting
                 entries += 1
         else:
-            waiting = _add_entry(w, entries, waiting, rule, i64(g.call_return[call]), count, node)
+            waiting = _add_entry(memory, entries, waiting, rule, i64(g.call_return[call]), count, node)
             if waiting < 0:
                 return entries, waiting
             entries += 1
@@ -155,8 +160,9 @@ def _enter_calls(
 
 
 @compiled
-def _enter_rules(g: Tables, a: Arena, w: Scratch, entries: int, waiting: int, items: int, accepts: int) -> int:
+def _enter_rules(memory: int, entries: int, waiting: int, items: int, accepts: int) -> int:
     """Phase 3: enter the waiting rules, add the items at their starts, and intern the configuration."""
+    g, a, w = tables(memory), arena(memory), scratch(memory)
     clock = w.clock[0]
     while waiting > 0:
         waiting = _pop_rule(w.rule_heap, waiting)
@@ -171,7 +177,7 @@ def _enter_rules(g: Tables, a: Arena, w: Scratch, entries: int, waiting: int, it
             w.frame_parent[n] = w.entry_parent[entry]
             n += 1
             entry = w.entry_next[entry]
-        node = intern_node(g, a, w.frame_return, w.frame_count, w.frame_parent, n)
+        node = intern_node(memory, w.frame_return, w.frame_count, w.frame_parent, n)
         if node < 0:
             return node
         w.worklist[0] = g.rule_start[rule]
@@ -187,7 +193,7 @@ def _enter_rules(g: Tables, a: Arena, w: Scratch, entries: int, waiting: int, it
                 w.item_state[items] = state
                 w.item_node[items] = node
                 items += 1
-            entries, waiting = _enter_calls(g, a, w, state, i64(0), node, entries, waiting)
+            entries, waiting = _enter_calls(memory, state, i64(0), node, entries, waiting)
             if waiting < 0:
                 return waiting
             for epsilon in range(g.epsilon_start[state], g.epsilon_start[state + 1]):
@@ -198,39 +204,87 @@ def _enter_rules(g: Tables, a: Arena, w: Scratch, entries: int, waiting: int, it
                     todo += 1
     if a.sizes[FUEL] < 0:
         return OUT_OF_FUEL
-    return intern_configuration(g, a, w.item_state, w.item_node, items, accepts)
+    return intern_configuration(memory, w.item_state, w.item_node, items, accepts)
 
 
 @compiled
-def start_configuration(g: Tables, a: Arena, w: Scratch, rule: int, accepts: int) -> int:
+def start_configuration(memory: int, rule: int, accepts: int) -> int:
     """Return the configuration before the first byte; `accepts` tells whether the empty text is complete."""
+    w = scratch(memory)
     w.clock[0] += 1
     w.frame_return[0] = BOTTOM
     w.frame_count[0] = 0
     w.frame_parent[0] = 0
-    bottom = intern_node(g, a, w.frame_return, w.frame_count, w.frame_parent, i64(1))
+    bottom = intern_node(memory, w.frame_return, w.frame_count, w.frame_parent, i64(1))
     if bottom < 0:
         return bottom
-    waiting = _add_entry(w, i64(0), i64(0), rule, i64(BOTTOM), i64(0), i64(0))
-    return _enter_rules(g, a, w, i64(1), waiting, i64(0), accepts)
+    waiting = _add_entry(memory, i64(0), i64(0), rule, i64(BOTTOM), i64(0), i64(0))
+    return _enter_rules(memory, i64(1), waiting, i64(0), accepts)
 
 
 @compiled
-def step(g: Tables, a: Arena, w: Scratch, configuration: int, byte: int) -> int:
+def _step_plainly(memory: int, configuration: int, byte: int) -> int:
+    """Return the configuration after `byte` where all that it leads to are plain states, else UNKNOWN."""
+    g, a, w = tables(memory), arena(memory), scratch(memory)
+    n = i64(0)
+    low, high = i64(0), i64(255)
+    for item in range(a.configuration_start[configuration], a.configuration_start[configuration + 1]):
+        state = a.item_state[item]
+        for edge in range(g.edge_start[state], g.edge_start[state + 1]):
+            if g.edge_low[edge] > byte:
+                high = min(high, i64(g.edge_low[edge]) - 1)
+                break
+            if g.edge_high[edge] < byte:
+                low = max(low, i64(g.edge_high[edge]) + 1)
+            else:
+                low, high = max(low, i64(g.edge_low[edge])), min(high, i64(g.edge_high[edge]))
+                target = i64(g.edge_target[edge])
+                if g.is_plain[target] == 0 or n >= len(w.item_state):
+                    return UNKNOWN
+                # Two stacks in one state are to be merged.
+                for other in range(n):
+                    if w.item_state[other] == target:
+                        return UNKNOWN
+                w.item_state[n] = target
+                w.item_node[n] = a.item_node[item]
+                n += 1
+                if n > 16:
+                    return UNKNOWN
+    a.sizes[LOW_BYTE], a.sizes[HIGH_BYTE] = low, high
+    a.sizes[FUEL] -= 1 + n
+    if a.sizes[FUEL] < 0:
+        return OUT_OF_FUEL
+    return intern_configuration(memory, w.item_state, w.item_node, n, i64(0))
+
+
+@compiled
+def step(memory: int, configuration: int, byte: int) -> int:
     """Return the configuration after `byte`: DEAD, a configuration, or a negative code. Not memoised.
 
     See `transition`.
     """
+    plain = _step_plainly(memory, configuration, byte)
+    if plain != UNKNOWN:
+        return plain
+    g, a, w = tables(memory), arena(memory), scratch(memory)
     w.clock[0] += 1
     accepts = i64(0)
     n = i64(0)
+    low, high = i64(0), i64(255)
     for item in range(a.configuration_start[configuration], a.configuration_start[configuration + 1]):
         state = a.item_state[item]
         for edge in range(g.edge_start[state], g.edge_start[state + 1]):
-            if g.edge_low[edge] <= byte <= g.edge_high[edge]:
-                n = _add_position(w, n, i64(g.edge_target[edge]), i64(0), i64(a.item_node[item]))
+            if g.edge_low[edge] > byte:
+                high = min(high, i64(g.edge_low[edge]) - 1)
+                break
+            if g.edge_high[edge] < byte:
+                low = max(low, i64(g.edge_high[edge]) + 1)
+            else:
+                low, high = max(low, i64(g.edge_low[edge])), min(high, i64(g.edge_high[edge]))
+                n = _add_position(memory, n, i64(g.edge_target[edge]), i64(0), i64(a.item_node[item]))
                 if n < 0:
                     return n
+    a.sizes[LOW_BYTE], a.sizes[HIGH_BYTE] = low, high
     i = i64(0)
     while i < n:
         state, count, node = i64(w.position_state[i]), i64(w.position_count[i]), i64(w.position_node[i])
@@ -239,7 +293,7 @@ def step(g: Tables, a: Arena, w: Scratch, configuration: int, byte: int) -> int:
         if a.sizes[FUEL] < 0:
             return OUT_OF_FUEL
         for epsilon in range(g.epsilon_start[state], g.epsilon_start[state + 1]):
-            n = _add_position(w, n, i64(g.epsilon_target[epsilon]), i64(0), node)
+            n = _add_position(memory, n, i64(g.epsilon_target[epsilon]), i64(0), node)
             if n < 0:
                 return n
         if g.is_accepting[state] == 1 or (g.count_minimum[state] >= 0 and count >= g.count_minimum[state]):
@@ -254,7 +308,7 @@ def step(g: Tables, a: Arena, w: Scratch, configuration: int, byte: int) -> int:
                     if g.count_maximum[ret] < 0:
                         # Past the minimum every count has the same future.
                         returned = min(returned, i64(g.count_minimum[ret]))
-                n = _add_position(w, n, ret, returned, i64(a.frame_parent[frame]))
+                n = _add_position(memory, n, ret, returned, i64(a.frame_parent[frame]))
                 if n < 0:
                     return n
     items = i64(0)
@@ -288,7 +342,7 @@ def step(g: Tables, a: Arena, w: Scratch, configuration: int, byte: int) -> int:
                         w.frame_parent[frames] = a.frame_parent[frame]
                         frames += 1
                 j = w.position_next[j]
-            node = intern_node(g, a, w.frame_return, w.frame_count, w.frame_parent, frames)
+            node = intern_node(memory, w.frame_return, w.frame_count, w.frame_parent, frames)
             if node < 0:
                 return node
         if has_edges:
@@ -297,72 +351,42 @@ def step(g: Tables, a: Arena, w: Scratch, configuration: int, byte: int) -> int:
             w.item_state[items] = state
             w.item_node[items] = node
             items += 1
-        entries, waiting = _enter_calls(g, a, w, state, count, node, entries, waiting)
+        entries, waiting = _enter_calls(memory, state, count, node, entries, waiting)
         if waiting < 0:
             return waiting
-    return _enter_rules(g, a, w, entries, waiting, items, accepts)
+    return _enter_rules(memory, entries, waiting, items, accepts)
 
 
 @compiled
-def transition(g: Tables, a: Arena, w: Scratch, configuration: int, byte: int) -> int:
-    """As `step`, remembered."""
-    byte_class = g.byte_class[byte]
-    target = i64(a.transitions[configuration, byte_class])
+def transition(memory: int, configuration: int, byte: int) -> int:
+    """As `step`, remembered for all bytes that do the same."""
+    g, a = tables(memory), arena(memory)
+    row = configuration * a.sizes[NUM_CLASSES]
+    target = i64(a.transitions[row + g.byte_class[byte]])
     if target == UNKNOWN:
-        target = step(g, a, w, configuration, byte)
-        if target >= 0:
-            a.transitions[configuration, byte_class] = target
+        target = step(memory, configuration, byte)
+        if target > UNKNOWN:
+            first, last = g.byte_class[a.sizes[LOW_BYTE]], g.byte_class[a.sizes[HIGH_BYTE]]
+            for cell in range(row + first, row + last + 1):
+                a.transitions[cell] = target
     return target
 
 
 @compiled
-def accept_bytes(g: Tables, a: Arena, w: Scratch, configuration: int, text: Uint8s) -> int:
-    """Return the configuration after all of `text`: DEAD, a configuration, or a negative code."""
-    for byte in text:
-        configuration = transition(g, a, w, configuration, i64(byte))
-        if configuration <= 0:
+def accept_token(memory: int, configuration: int, token_id: int) -> int:
+    """Return the configuration after a token that stands for text: DEAD, a configuration, or a negative code."""
+    v = vocabulary_arrays(memory)
+    for at in range(v.text_start[token_id], v.text_start[token_id + 1]):
+        configuration = transition(memory, configuration, i64(v.text[at]))
+        if configuration <= DEAD:
             return configuration
     return configuration
 
 
 @compiled
-def fill_mask(
-    g: Tables, a: Arena, w: Scratch, trie: TrieArrays, configuration: int, path: Int32s, bitmask: Int32s
-) -> int:
-    """Set the bit of every token whose bytes lead from `configuration` to a live one.
-
-    Return how many, or a negative code.
-    `bitmask` (words,) must be zero, and is to be thrown away after a negative code. `path` (deepest token + 1,) is work
-    space. Every configuration that is alive can be completed, because the lowering left nothing unproductive in the
-    grammar: so a token is allowed when its bytes stay alive.
-    """
-    num_allowed = i64(0)
-    path[0] = configuration
-    i = i64(0)
-    n = len(trie.byte)
-    while i < n:
-        depth = trie.depth[i]
-        byte = trie.byte[i]
-        target = i64(a.transitions[path[depth], g.byte_class[byte]])
-        if target == UNKNOWN:
-            target = transition(g, a, w, i64(path[depth]), i64(byte))
-            if target < 0:
-                return target
-        if target == DEAD:
-            i = trie.end[i]
-            continue
-        path[depth + 1] = target
-        for j in range(trie.token_start[i], trie.token_start[i + 1]):
-            token_id = trie.token_id[j]
-            bitmask[token_id >> 5] |= np.int32(1) << np.int32(token_id & 31)
-            num_allowed += 1
-        i += 1
-    return num_allowed
-
-
-@compiled
-def forced_byte(g: Tables, a: Arena, configuration: int) -> int:
+def forced_byte(memory: int, configuration: int) -> int:
     """Return the only byte that may follow, or -1 where the text may end or several may follow."""
+    g, a = tables(memory), arena(memory)
     if a.configuration_accepts[configuration] == 1:
         return -1
     forced = -1
@@ -377,17 +401,17 @@ def forced_byte(g: Tables, a: Arena, configuration: int) -> int:
 
 
 @compiled
-def forced_bytes(g: Tables, a: Arena, w: Scratch, configuration: int, out: Uint8s) -> tuple[int, int]:
+def forced_bytes(memory: int, configuration: int, out: Uint8s) -> tuple[int, int]:
     """Write the bytes that must follow to `out`, at most its length.
 
     Return how many and the configuration behind them, or a negative code as the first.
     """
     n = i64(0)
     while n < len(out):
-        byte = forced_byte(g, a, configuration)
+        byte = forced_byte(memory, configuration)
         if byte < 0:
             break
-        target = transition(g, a, w, configuration, byte)
+        target = transition(memory, configuration, byte)
         if target < 0:
             return target, configuration
         out[n] = byte
@@ -409,12 +433,13 @@ def _readable(low: int, high: int, usable: Uint8s) -> int:
 
 
 @compiled
-def shortest_bytes(g: Tables, a: Arena, w: Scratch, configuration: int, usable: Uint8s, out: Uint8s) -> int:
+def shortest_bytes(memory: int, configuration: int, usable: Uint8s, out: Uint8s) -> int:
     """Write the beginning of a shortest completion to `out`, at most its length.
 
     `usable` (256,) is 1 for the bytes that the vocabulary can write (`lowering.restrict`). Return how many bytes were
     written, or a negative code.
     """
+    g, a = tables(memory), arena(memory)
     n = i64(0)
     while n < len(out) and a.configuration_distance[configuration] > 0:
         distance = a.configuration_distance[configuration]
@@ -431,7 +456,7 @@ def shortest_bytes(g: Tables, a: Arena, w: Scratch, configuration: int, usable: 
                     break
         if byte < 0:
             return INCONSISTENT
-        target = transition(g, a, w, configuration, byte)
+        target = transition(memory, configuration, byte)
         if target < 0:
             return target
         if a.configuration_distance[target] >= distance:

@@ -36,8 +36,12 @@ from services.constraint.core.grammar import (
 from services.constraint.core.tables import Int32s, Tables
 from services.rpckit.status import GrammarSyntax, GrammarTooLarge
 
-# Repetitions of at most this many states are written out: plain states are cheaper to walk than counts.
-MAX_UNROLLED_STATES = 64
+# Repetitions up to this count are written out: plain states are cheaper to walk than counts.
+MAX_UNROLLED = 64
+# A body of at most this many states is copied for each repetition, a larger one is a rule.
+MAX_COPIED_STATES = 8
+# A body that begins with this many bytes is counted: masks of counted characters come from the vocabulary's spans.
+MIN_CHARACTER_BYTES = 16
 
 
 @dataclass(slots=True)
@@ -57,6 +61,7 @@ class Network:
     rule_start: list[int] = field(default_factory=list)
     rule_accept: list[int] = field(default_factory=list)
     counting: dict[int, tuple[int, int]] = field(default_factory=dict)  # state -> (minimum, maximum or -1)
+    bases: dict[int, int] = field(default_factory=dict)  # state -> one whose way on is nearly the same
 
     def new_state(self) -> int:
         """Return a new state."""
@@ -188,20 +193,23 @@ class _Emitter:
 
     def _emit_automaton(self, automaton: Automaton, source: int, target: int) -> None:
         network = self.network
-        offset = network.num_states
-        network.num_states += 1 + max(
-            (
-                automaton.start,
-                *automaton.accepting,
-                *(max(a, b) for a, _, _, b in automaton.edges),
-                *map(max, automaton.epsilons),
-            )
-        )
+        entered = {b for _, _, _, b in automaton.edges}.union(b for _, b in automaton.epsilons)
+        left = {a for a, _, _, _ in automaton.edges}.union(a for a, _ in automaton.epsilons)
+        # A start that nothing enters is the source itself, an end that nothing leaves the target.
+        number: dict[int, int] = {} if automaton.start in entered else {automaton.start: source}
+        for state in automaton.accepting:
+            if state not in left and state not in number:
+                number[state] = target
+        for state in sorted(left | entered | {automaton.start, *automaton.accepting}):
+            if state not in number:
+                number[state] = network.new_state()
         for a, low, high, b in automaton.edges:
-            network.add_edge(offset + a, low, high, offset + b)
-        network.epsilons.append((source, offset + automaton.start))
-        network.epsilons.extend((offset + a, offset + b) for a, b in automaton.epsilons)
-        network.epsilons.extend((offset + state, target) for state in automaton.accepting)
+            network.add_edge(number[a], low, high, number[b])
+        network.bases.update((number[state], number[base]) for state, base in automaton.bases)
+        if automaton.start in entered:
+            network.epsilons.append((source, number[automaton.start]))
+        network.epsilons.extend((number[a], number[b]) for a, b in automaton.epsilons)
+        network.epsilons.extend((number[state], target) for state in automaton.accepting if number[state] != target)
 
     def _emit_repeat(self, body: Expression, minimum: int, maximum: int | None, source: int, target: int) -> None:
         network = self.network
@@ -220,12 +228,13 @@ class _Emitter:
                 self._emit(body, source, target)
                 return
         times = maximum if maximum is not None else minimum
-        if times > MAX_UNROLLED_STATES:
+        if times > MAX_UNROLLED or (times > 1 and _is_character(body)):
             network.calls.append(
                 (source, self._counting_rule(body, max(minimum, 1), -1 if maximum is None else maximum), target)
             )
             return
-        body_rule = self._body_rule(body) if times * _weight(body) > MAX_UNROLLED_STATES else None
+        weight = _weight(body)
+        body_rule = self._body_rule(body) if weight > MAX_COPIED_STATES and times * weight > MAX_UNROLLED else None
         for i in range(times):
             is_last = i == times - 1 and maximum is not None
             middle = target if is_last else network.new_state()
@@ -255,6 +264,17 @@ class _Emitter:
             rule = self._bodies[id(body)] = self.network.new_rule()
             self._waiting.append((rule, body))
         return rule
+
+
+def _is_character(expression: Expression) -> bool:
+    """Tell whether an expression is one of a large set of characters."""
+    match expression:
+        case ByteRange(low, high):
+            return high - low + 1 >= MIN_CHARACTER_BYTES
+        case Automaton(start, _, edges):
+            first = sum(high - low + 1 for source, low, high, _ in edges if source == start)
+            return first >= MIN_CHARACTER_BYTES
+    return False
 
 
 def _weight(expression: Expression) -> int:
@@ -333,8 +353,11 @@ def _rows(num_states: int, sources: Int32s) -> tuple[Int32s, Int32s]:
 def _flatten(network: Network, order: list[int], start: int, *, accepts_empty: bool) -> CompiledGrammar:
     num_states = network.num_states
     new_number = {rule: number for number, rule in enumerate(order)}
-    edge_order, edge_start = _rows(num_states, np.array(network.edge_source, np.int32))
-    edge_low = np.array(network.edge_low, np.uint8)[edge_order]
+    edge_low = np.array(network.edge_low, np.uint8)
+    by_low = np.argsort(edge_low, kind="stable")
+    by_source, edge_start = _rows(num_states, np.array(network.edge_source, np.int32)[by_low])
+    edge_order = by_low[by_source]
+    edge_low = edge_low[edge_order]
     edge_high = np.array(network.edge_high, np.uint8)[edge_order]
     edge_target = np.array(network.edge_target, np.int32)[edge_order]
 
@@ -355,6 +378,10 @@ def _flatten(network: Network, order: list[int], start: int, *, accepts_empty: b
     for state, (minimum, maximum) in network.counting.items():
         count_minimum[state], count_maximum[state] = minimum, maximum
 
+    base = np.arange(num_states, dtype=np.int32)
+    for state, other in network.bases.items():
+        base[state] = other
+
     tables = Tables(
         edge_start=edge_start,
         edge_low=edge_low,
@@ -369,6 +396,7 @@ def _flatten(network: Network, order: list[int], start: int, *, accepts_empty: b
         is_accepting=is_accepting,
         count_minimum=count_minimum,
         count_maximum=count_maximum,
+        base=base,
         **distances.unmeasured(num_states, len(call_rule)),
     )
     return CompiledGrammar.of(tables, new_number[start], accepts_empty=accepts_empty)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -20,7 +19,7 @@ import numpy.typing as npt
 from services.constraint.core import kernel
 from services.constraint.core.compiled_grammar import CompiledGrammar
 from services.constraint.core.configuration import Configurations
-from services.constraint.core.tables import DEAD
+from services.constraint.core.tables import DEAD, FIRST_CONFIGURATION
 from services.constraint.core.trie import TokenTrie
 from services.rpckit.status import LeaseExpired, TokenRejected
 from services.vocabulary import bitmask_words
@@ -72,8 +71,11 @@ class Matcher:
         *,
         forcing: Forcing = "canonical",
         limits: MatcherLimits | None = None,
+        is_common: bool = False,
     ) -> None:
         """Intern the start state.
+
+        What can be known ahead of a grammar that `is_common` is made, for all grammars of this vocabulary to come.
 
         Raises:
             UnsatisfiableGrammar: the vocabulary lacks bytes that every text needs.
@@ -88,16 +90,16 @@ class Matcher:
         self._vocabulary = trie.vocabulary
         self._trie = trie
         self._forcing = forcing
-        self._max_mask_bytes = limits.max_mask_bytes
         self._lock = threading.Lock()
         self._configurations = Configurations(
-            compiled, max_bytes=limits.max_grammar_bytes, max_fuel=limits.max_mask_fuel
+            compiled,
+            trie,
+            max_bytes=limits.max_grammar_bytes,
+            max_mask_bytes=limits.max_mask_bytes,
+            max_fuel=limits.max_mask_fuel,
+            is_common=is_common,
         )
-        self._path = np.zeros(trie.max_token_bytes + 2, np.int32)
         self._window = np.zeros(max(_FORCED_WINDOW_BYTES, trie.max_token_bytes), np.uint8)
-        self._token_bytes: dict[int, npt.NDArray[np.uint8]] = {}
-        self._masks: OrderedDict[int, tuple[bytes, int]] = OrderedDict()
-        self._distinct_masks: dict[bytes, bytes] = {}
         self._forced: dict[int, int | None] = {}
         self._witnesses: dict[int, tuple[int, int | None]] = {}
         self._no_mask = np.zeros(bitmask_words(trie.vocabulary.vocab_size), np.int32)
@@ -110,8 +112,7 @@ class Matcher:
     def num_bytes(self) -> int:
         """About how many bytes this matcher holds now."""
         # 200: a Python dictionary entry with its tuple and integers, about.
-        entries = len(self._masks) + len(self._forced) + len(self._witnesses)
-        return self._configurations.num_bytes + sum(map(len, self._distinct_masks)) + 200 * entries
+        return self._configurations.num_bytes + 200 * (len(self._forced) + len(self._witnesses))
 
     def accept(self, state: int, token_ids: Sequence[int]) -> int:
         """Return the state behind `token_ids`.
@@ -147,21 +148,48 @@ class Matcher:
             while len(forced) < _MAX_FORCED_TOKENS and (token_id := self._forced_token(behind)) is not None:
                 forced.append(token_id)
                 behind = self._advance(behind, token_id)
-            bitmask, num_allowed = self._mask(behind)
+            bitmask = np.array(self._mask(behind))
+            bitmask.flags.writeable = False
             num_tokens, first = self._witness(behind)
             return Guidance(
                 state,
                 tuple(forced),
                 behind,
-                np.frombuffer(bitmask, np.int32),
-                num_allowed,
+                bitmask,
+                int(np.bitwise_count(bitmask.view(np.uint32)).sum()),
                 self._configurations.is_accepting(behind),
                 num_tokens,
                 first,
             )
 
+    def fill_bitmask(self, state: int, out: npt.NDArray[np.int32]) -> None:
+        """Write the mask of `state` to `out` (words,), the caller's own.
+
+        Raises:
+            LeaseExpired: no such state.
+            OutOfFuel: beyond the limits.
+        """
+        # Reading a dictionary and copying a row are each one step for other threads, so what is known needs no lock.
+        row = self._configurations.known_mask(state) if self._forcing == "off" else None
+        if row is None:
+            with self._lock:
+                self._check(state)
+                row = memoryview(self._no_mask) if state == TERMINATED else self._mask(state)
+                memoryview(out)[:] = row
+            return
+        memoryview(out)[:] = row
+
+    def is_accepting(self, state: int) -> bool:
+        """Tell whether the text is complete in `state`.
+
+        Raises:
+            LeaseExpired: no such state.
+        """
+        self._check(state)
+        return state == TERMINATED or self._configurations.is_accepting(state)
+
     def _check(self, state: int) -> None:
-        if state != TERMINATED and not 0 < state < len(self._configurations):
+        if state != TERMINATED and not FIRST_CONFIGURATION <= state < len(self._configurations):
             raise LeaseExpired(
                 f"no state {state} of this grammar is known here; compile again and replay the tokens", state=state
             )
@@ -176,44 +204,18 @@ class Matcher:
         return self._advance(state, token_id)
 
     def _advance(self, state: int, token_id: int) -> int:
-        text = self._token_bytes.get(token_id)
-        if text is None:
-            known = 0 <= token_id < self._vocabulary.vocab_size
-            token = self._vocabulary.token_bytes[token_id] if known else None
-            if token is None:
-                return DEAD
-            text = self._token_bytes[token_id] = np.frombuffer(token, np.uint8)
-        return int(self._configurations.call(kernel.accept_bytes, state, text))
+        if not 0 <= token_id < self._vocabulary.vocab_size or self._vocabulary.token_bytes[token_id] is None:
+            return DEAD
+        return int(self._configurations.call(kernel.accept_token, state, token_id))
 
-    def _mask(self, state: int) -> tuple[bytes, int]:
-        """Return the bitmask as bytes and the number of allowed tokens."""
-        known = self._masks.get(state)
-        if known is None:
-            row = np.zeros_like(self._no_mask)
-            forced = self._forced_token(state)
-            if forced is not None:
-                allowed, num_allowed = [forced], 0
-            else:
-                num_allowed = int(
-                    self._configurations.call(kernel.fill_mask, self._trie.arrays, state, self._path, row, clear=row)
-                )
-                allowed = list(self._vocabulary.eos_token_ids) if self._configurations.is_accepting(state) else []
-            for token_id in allowed:
-                row[token_id >> 5] |= np.uint32(1 << (token_id & 31)).astype(np.int32)
-            packed = row.tobytes()
-            known = self._masks[state] = self._distinct_masks.setdefault(packed, packed), num_allowed + len(allowed)
-            self._forget_masks()
-        else:
-            self._masks.move_to_end(state)
-        return known
-
-    def _forget_masks(self) -> None:
-        if len(self._distinct_masks) * self._no_mask.nbytes <= self._max_mask_bytes:
-            return
-        # Half at once, so that this is rare.
-        for _ in range(len(self._masks) // 2):
-            self._masks.popitem(last=False)
-        self._distinct_masks = {packed: packed for packed, _ in self._masks.values()}
+    def _mask(self, state: int) -> memoryview:
+        """Return the bitmask (words,) of a state, which is not to be kept."""
+        forced = self._forced_token(state)
+        if forced is None:
+            return self._configurations.known_mask(state) or self._configurations.mask(state)
+        row = np.zeros_like(self._no_mask)
+        row[forced >> 5] = np.uint32(1 << (forced & 31)).astype(np.int32)
+        return memoryview(row)
 
     def _forced_token(self, state: int) -> int | None:
         """Return the only token that the mask of `state` admits because bytes are forced there, or None."""

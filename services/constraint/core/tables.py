@@ -1,15 +1,22 @@
-"""The arrays that the kernels walk.
+"""The arrays that the kernels walk, and how a kernel reaches them.
 
-A grammar's tables, the store of its configurations, work space, and a vocabulary's trie.
+A grammar's tables, the store of its configurations, work space, a vocabulary's trie. A kernel is called with one
+number, the address of a `PointerTable`: passing the arrays themselves would cost more than most masks do (unboxing
+takes 0.15 us an array), and handing them from kernel to kernel copies seven words for each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numba.np import arrayobj
 
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
@@ -18,8 +25,10 @@ Uint8s = npt.NDArray[np.uint8]
 # Scalars in kernels are int64 throughout: a kernel is compiled once more for each other type that it is called with.
 i64 = cast(Callable[[Any], int], np.int64)
 
-UNKNOWN: Final = -1
-DEAD: Final = 0
+# Zero is what fresh memory holds, so that nothing has to be filled before it is used.
+UNKNOWN: Final = 0
+DEAD: Final = 1
+FIRST_CONFIGURATION: Final = 2
 
 # What a kernel returns instead of a configuration: which store to grow before the same call is made again, or that
 # the work is too much.
@@ -27,6 +36,8 @@ GROW_ARENA: Final = -2
 GROW_SCRATCH: Final = -3
 OUT_OF_FUEL: Final = -4
 INCONSISTENT: Final = -5  # the tables are not what a compiler writes
+GROW_MASKS: Final = -6
+MISSING_SPAN: Final = -7  # the table of the span that `Arena.sizes` names
 
 UNREACHABLE: Final = 1 << 29  # a distance that no completion has
 TOO_FAR: Final = 1 << 18  # bytes; what has no shorter completion is cut off: no context holds it
@@ -38,6 +49,13 @@ NUM_FRAMES: Final = 1
 NUM_CONFIGURATIONS: Final = 2
 NUM_ITEMS: Final = 3
 FUEL: Final = 4
+NUM_MASKS: Final = 5
+NUM_CLASSES: Final = 6
+WANTED_SPAN: Final = 7
+MAX_FUEL: Final = 8  # what FUEL begins with
+LOW_BYTE: Final = 9  # the latest step does the same for all bytes from LOW_BYTE to HIGH_BYTE
+HIGH_BYTE: Final = 10
+NUM_SIZES: Final = 11
 
 
 class Tables(NamedTuple):
@@ -47,7 +65,7 @@ class Tables(NamedTuple):
     """
 
     edge_start: Int32s  # (S + 1,) first byte edge of each state
-    edge_low: Uint8s  # (edges,)
+    edge_low: Uint8s  # (edges,) ascending in each state
     edge_high: Uint8s  # (edges,)
     edge_target: Int32s  # (edges,)
     epsilon_start: Int32s  # (S + 1,)
@@ -58,22 +76,27 @@ class Tables(NamedTuple):
     call_is_tail: Uint8s  # (calls,) 1 where nothing but the end of the rule follows the return state
     rule_start: Int32s  # (R,) rules in topological order of their left calls
     is_accepting: Uint8s  # (S,) 1 at the end of a rule
+    is_plain: Uint8s  # (S,) 1 where byte edges are all that the state has
     count_minimum: Int32s  # (S,) of a counting state, else -1
     count_maximum: Int32s  # (S,) of a counting state, -1 without bound
     distance: Int32s  # (S,) fewest bytes to the end of the state's rule
     byte_distance: Int32s  # (S,) the same where a byte edge of the state itself comes first
     body_distance: Int32s  # (S,) fewest bytes of one repetition, of a counting state
     byte_class: Uint8s  # (256,) bytes that no edge tells apart share a class
+    base: Int32s  # (S,) a state whose way on is nearly the same, else the state itself: see `masks.py`
 
 
 class Arena(NamedTuple):
-    """The interned nodes and configurations of one grammar, growing. Capacities double (`configuration.py`)."""
+    """The interned nodes and configurations of one grammar, growing. Capacities double (`configuration.py`).
 
-    sizes: Int64s  # (5,) see the slots above
+    Node 0 and the configurations below FIRST_CONFIGURATION are none.
+    """
+
+    sizes: Int64s  # (NUM_SIZES,) see the slots above
     node_start: Int32s  # (nodes + 1,)
     node_distance: Int32s  # (nodes,) fewest bytes from a return through this node to the end of the text
     node_hash: Int64s  # (nodes,)
-    node_table: Int32s  # open addressing, -1 = free
+    node_table: Int32s  # open addressing, 0 = free
     frame_return: Int32s  # (frames,)
     frame_count: Int32s  # (frames,)
     frame_parent: Int32s  # (frames,)
@@ -84,7 +107,9 @@ class Arena(NamedTuple):
     configuration_table: Int32s
     item_state: Int32s  # (items,)
     item_node: Int32s  # (items,)
-    transitions: Int32s  # (configurations, classes): UNKNOWN, DEAD or a configuration
+    transitions: Int32s  # (configurations * classes,): UNKNOWN, DEAD or a configuration
+    mask_row: Int32s  # (configurations,) 1 + the row of its mask, 0 where that is not known
+    row_address: Int64s  # (rows,) where each row of masks lies
 
 
 class Scratch(NamedTuple):
@@ -115,6 +140,10 @@ class Scratch(NamedTuple):
     item_state: Int32s
     item_node: Int32s
     worklist: Int32s
+    is_walked: Uint8s
+    path: Int32s  # (longest token + 2,) configurations on the way to a node of the trie
+    base_path: Int32s  # (longest token + 2,) the same of a base
+    differs: Uint8s  # ((longest token + 2) * 256,) 1 for the bytes on which the two may part
 
 
 class TrieArrays(NamedTuple):
@@ -124,4 +153,115 @@ class TrieArrays(NamedTuple):
     depth: Int32s  # (N,) 0 for the first byte of a token
     end: Int32s  # (N,) the first node behind the subtree
     token_start: Int32s  # (N + 1,) tokens that end at the node: token_id[token_start[i]:token_start[i + 1]]
+    first: Int32s  # (257,) the nodes first[b] .. first[b + 1] - 1 are those of the tokens that begin with byte b
     token_id: Int32s  # (T,)
+
+
+class VocabularyArrays(NamedTuple):
+    """What a kernel must know of the vocabulary beside its trie."""
+
+    trie: Int64s  # (1,) address of the trie's own pointer table
+    text: Uint8s  # the bytes of all tokens, one after the other
+    text_start: Int64s  # (vocab_size + 1,) token i is text[text_start[i]:text_start[i + 1]]; empty where it has none
+    end_token: Int32s  # the ids that end a text
+
+
+class SpanArrays(NamedTuple):
+    """Which states of the grammar are in a span, and the vocabulary's tables of those spans (`spans.py`)."""
+
+    state_span: Int32s  # (S,) 1 + the span that the state is in, else 0
+    state_loop: Int32s  # (S,) the state in which a further unit of that span begins
+    address: Int64s  # (spans,) of each span's own pointer table
+    difference_start: Int32s  # (S + 1,)
+    difference: Uint8s  # the bytes on which each state and its base part
+
+
+_FIRST_SLOT = {}
+_NUM_SLOTS = 0
+for _layout in (Tables, Arena, Scratch, VocabularyArrays, SpanArrays):
+    _FIRST_SLOT[_layout] = _NUM_SLOTS
+    _NUM_SLOTS += len(_layout._fields)
+
+
+class PointerTable:
+    """Addresses and lengths of arrays, which it keeps alive. Groups are named tuples of one-dimensional arrays."""
+
+    def __init__(self, num_slots: int = _NUM_SLOTS) -> None:
+        self._words = np.zeros(2 * num_slots, np.int64)
+        self._kept: dict[type, Any] = {}
+        self.address = int(self._words.ctypes.data)
+
+    def put(self, group: Any, *, first_slot: int | None = None) -> None:
+        """Put a group in its place, or at `first_slot` in a table of its own."""
+        self._kept[type(group)] = group
+        slot = 2 * (_FIRST_SLOT[type(group)] if first_slot is None else first_slot)
+        words = [word for array in group for word in (array.ctypes.data, len(array))]
+        self._words[slot : slot + len(words)] = words
+
+
+_ELEMENT = {Int32s: types.int32, Int64s: types.int64, Uint8s: types.uint8}
+
+
+def reader(layout: Any, first_slot: int = 0) -> Any:
+    """Return a kernel's function: address of a pointer table -> the arrays of `layout` that it has from `first_slot`.
+
+    It is written in place, and LLVM drops the loads of what is not used.
+    """
+    fields = [types.Array(_ELEMENT[hint], 1, "C") for hint in get_type_hints(layout).values()]
+    result = types.NamedTuple(fields, layout)
+
+    @intrinsic  # type: ignore[misc]
+    def read(_typing_context: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            word = ir.IntType(64)
+            table = builder.inttoptr(arguments[0], word.as_pointer())
+            arrays = []
+            for index, field in enumerate(fields):
+                slot = 2 * (first_slot + index)
+                data = builder.load(builder.gep(table, [ir.Constant(word, slot)]))
+                length = builder.load(builder.gep(table, [ir.Constant(word, slot + 1)]))
+                array = arrayobj.make_array(field)(context, builder)
+                item_size = ir.Constant(word, context.get_abi_sizeof(context.get_data_type(field.dtype)))
+                arrayobj.populate_array(
+                    array,
+                    data=builder.inttoptr(data, array.data.type),
+                    shape=cgutils.pack_array(builder, [length]),
+                    strides=cgutils.pack_array(builder, [item_size]),
+                    itemsize=item_size,
+                    meminfo=None,
+                )
+                arrays.append(array._getvalue())
+            return context.make_tuple(builder, result, arrays)
+
+        return result(types.int64), generate
+
+    return read
+
+
+tables = reader(Tables, _FIRST_SLOT[Tables])
+arena = reader(Arena, _FIRST_SLOT[Arena])
+scratch = reader(Scratch, _FIRST_SLOT[Scratch])
+vocabulary_arrays = reader(VocabularyArrays, _FIRST_SLOT[VocabularyArrays])
+span_arrays = reader(SpanArrays, _FIRST_SLOT[SpanArrays])
+trie_arrays = reader(TrieArrays)
+
+
+@intrinsic  # type: ignore[misc]
+def row_at(_typing_context: Any, address: Any, num_words: Any) -> Any:
+    """Return the `num_words` int32 words at `address`."""
+    field = types.Array(types.int32, 1, "C")
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        array = arrayobj.make_array(field)(context, builder)
+        item_size = ir.Constant(ir.IntType(64), 4)
+        arrayobj.populate_array(
+            array,
+            data=builder.inttoptr(arguments[0], array.data.type),
+            shape=cgutils.pack_array(builder, [arguments[1]]),
+            strides=cgutils.pack_array(builder, [item_size]),
+            itemsize=item_size,
+            meminfo=None,
+        )
+        return array._getvalue()
+
+    return field(types.int64, types.int64), generate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from services.constraint.core.grammar import Grammar
 from services.constraint.sources.source import (
     BuiltSource,
     ConstraintSource,
@@ -40,4 +41,11 @@ def build(source: ConstraintSource, options: SourceOptions) -> BuiltSource:
     return build_lark_source(source.text)
 
 
-__all__ = ["BuiltSource", "ConstraintSource", "KeywordReport", "Kind", "SourceOptions", "Whitespace", "build"]
+def common_grammar() -> Grammar:
+    """Return a grammar of what many constraints have in them, for the engine to know ahead."""
+    from services.constraint.sources.json_schema import common_grammar as of_json  # noqa: PLC0415
+
+    return of_json()
+
+
+__all__ = ["BuiltSource", "ConstraintSource", "KeywordReport", "Kind", "SourceOptions", "Whitespace", "build", "common_grammar"]

@@ -24,15 +24,9 @@ _LOOP = tuple(
 _EDGES_FROM: dict[int, list[tuple[int, int, int]]] = {}
 for _source, _low, _high, _target in _LOOP:
     _EDGES_FROM.setdefault(_source, []).append((_low, _high, _target))
-_PLAIN = [edge for edge in _EDGES_FROM[_FREE] if edge[1] < 0x80 and edge[:2] != (0x5C, 0x5C)]
-_SPECIAL = [edge for edge in _EDGES_FROM[_FREE] if edge not in _PLAIN]
-# One state shared by all places where a character begins that is escaped or not ASCII.
-_SPECIAL_START = 1 + max(max(source, target) for source, _, _, target in _LOOP)
-_BASE = (
-    *_LOOP,
-    (_FREE, _QUOTE, _QUOTE, _CLOSED),
-    *((_SPECIAL_START, low, high, target) for low, high, target in _SPECIAL),
-)
+# The quote has a state of its own, so that the loop is nothing but characters.
+_CLOSING = 1 + max(max(source, target) for source, _, _, target in _LOOP)
+_BASE = (*_LOOP, (_CLOSING, _QUOTE, _QUOTE, _CLOSED))
 
 
 def key_bytes(name: str) -> bytes:
@@ -61,22 +55,17 @@ def any_key_but(names: Iterable[str]) -> Automaton:
                 is_name.append(False)
             node = child
         is_name[node] = True
-    first = _SPECIAL_START + 1
+    first = _CLOSING + 1
     start = first + len(children)
     edges = list(_BASE)
-    epsilons = []
+    epsilons = [(_FREE, _CLOSING)]
     edges.append((start, _QUOTE, _QUOTE, first))
     for node, followers in enumerate(children):
         state = first + node
-        ways = _EDGES_FROM[places[node]]
-        if places[node] == _FREE:
-            if not is_name[node]:
-                edges.append((state, _QUOTE, _QUOTE, _CLOSED))
-            if all(byte < 0x80 and byte != 0x5C for byte in followers):
-                ways = _PLAIN
-                epsilons.append((state, _SPECIAL_START))
+        if places[node] == _FREE and not is_name[node]:
+            epsilons.append((state, _CLOSING))
         cuts = sorted(followers)
-        for low, high, target in ways:
+        for low, high, target in _EDGES_FROM[places[node]]:
             for byte in cuts:
                 if low <= byte <= high:
                     if low < byte:
@@ -85,4 +74,5 @@ def any_key_but(names: Iterable[str]) -> Automaton:
             if low <= high:
                 edges.append((state, low, high, target))
         edges.extend((state, byte, byte, first + child) for byte, child in followers.items())
-    return Automaton(start, (_CLOSED,), tuple(edges), tuple(epsilons))
+    bases = tuple((first + node, place) for node, place in enumerate(places))
+    return Automaton(start, (_CLOSED,), tuple(edges), tuple(epsilons), bases)

@@ -46,7 +46,7 @@ from services.constraint.sources.json_schema.nodes import (
     String,
 )
 from services.constraint.sources.json_schema.schema import Schema
-from services.constraint.sources.json_schema.strings import ANY_STRING, PLAIN_STRING, string
+from services.constraint.sources.json_schema.strings import ANY_CHARACTER, ANY_STRING, PLAIN_CHARACTER, PLAIN_STRING, string
 from services.constraint.sources.source import Whitespace
 from services.rpckit.status import GrammarSyntax, GrammarTooLarge, UnsatisfiableGrammar, UnsupportedConstruct
 
@@ -103,6 +103,16 @@ def _library(whitespace: Whitespace) -> dict[str, Expression]:
 _LIBRARIES: dict[Whitespace, dict[str, Expression]] = {
     mode: _library(mode) for mode in ("bounded", "compact", "spaced")
 }
+
+
+def common_grammar() -> Grammar:
+    """Return a grammar of what nearly every schema's grammar has in it, for the engine to know ahead."""
+    characters = [ANY_CHARACTER, PLAIN_CHARACTER]
+    rules = dict(_LIBRARIES["bounded"])
+    rules["start"] = Alternation(
+        (*map(Reference, _LIBRARIES["bounded"]), *(Repeat(character, 1, 1000) for character in characters))
+    )
+    return Grammar("start", rules)
 
 
 def lower(schema: Schema, whitespace: Whitespace) -> Grammar:

@@ -1,0 +1,389 @@
+"""The compiled walks that find which tokens may follow. Runs without the GIL.
+
+The plain way is one pass over the token trie (`walk`): follow each byte, skip the subtree where the configuration dies.
+It costs about 4 ns a node and visits most of 300,000 nodes wherever nearly everything may follow: in a JSON string, a
+comment, a word. Two shortcuts make those cheap; both are exact, and what neither fits is walked.
+
+- *Spans* (`spans.py`): a loop over one kind of character accepts a set of tokens that depends on the vocabulary alone.
+  The vocabulary keeps that set, and a small trie of what tokens hold behind the last character that fits. Only this
+  trie is walked, from the configuration that follows one character.
+- *Differences*: "any key but these names" is, nearly everywhere, "any key". Such a state names the other one as its
+  *base*. The mask is then that of the configuration with the base in its place, but for tokens on whose way the two
+  configurations are not the same; `_walk_difference` visits only those.
+
+The mask of a configuration is the union over its items, so each item may go its own way.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from services.constraint.core.compiling import compiled
+from services.constraint.core.interning import intern_configuration
+from services.constraint.core.kernel import accept_token, transition
+from services.constraint.core.spans import NUM_COUNTED_ROWS, span_table
+from services.constraint.core.tables import (
+    DEAD,
+    FUEL,
+    GROW_MASKS,
+    GROW_SCRATCH,
+    MAX_FUEL,
+    MISSING_SPAN,
+    NUM_CLASSES,
+    NUM_MASKS,
+    UNKNOWN,
+    WANTED_SPAN,
+    Int32s,
+    arena,
+    i64,
+    row_at,
+    scratch,
+    span_arrays,
+    tables,
+    trie_arrays,
+    vocabulary_arrays,
+)
+
+
+@compiled
+def mask(memory: int, configuration: int) -> int:
+    """Return the row of the configuration's mask, which is computed unless it is known, or a negative code."""
+    a = arena(memory)
+    a.sizes[FUEL] = a.sizes[MAX_FUEL]
+    if a.mask_row[configuration] != 0:
+        return i64(a.mask_row[configuration]) - 1
+    base = _with_bases(memory, configuration)
+    if base < 0:
+        return base
+    base_row = i64(-1)
+    if base != configuration:
+        base_row = i64(a.mask_row[base]) - 1
+        if base_row < 0:
+            base_row = _new_mask(memory, base, base, i64(-1))
+            if base_row < 0:
+                return base_row
+    return _new_mask(memory, configuration, base, base_row)
+
+
+@compiled
+def _new_mask(memory: int, configuration: int, base: int, base_row: int) -> int:
+    """Compute a mask and remember it: from that of `base` where there is one, else from nothing."""
+    a, v = arena(memory), vocabulary_arrays(memory)
+    number = a.sizes[NUM_MASKS]
+    if number >= len(a.row_address):
+        return GROW_MASKS
+    num_words = (len(v.text_start) + 30) // 32
+    row = row_at(a.row_address[number], num_words)
+    if base_row >= 0:
+        row[:] = row_at(a.row_address[base_row], num_words)
+        code = _walk_difference(memory, configuration, base, row)
+    else:
+        code = _fill(memory, configuration, row)
+    if code < 0:
+        return code
+    if a.configuration_accepts[configuration] == 1:
+        for token_id in v.end_token:
+            _set(row, i64(token_id))
+    a.sizes[NUM_MASKS] = number + 1
+    a.mask_row[configuration] = number + 1
+    return i64(number)
+
+
+@compiled
+def _set(row: Int32s, token_id: int) -> None:
+    row[token_id >> 5] |= np.int32(1) << np.int32(token_id & 31)
+
+
+@compiled
+def _fill(memory: int, configuration: int, row: Int32s) -> int:
+    """Write the tokens that may follow `configuration`: its spans by their tables, the other items by a walk."""
+    a, w, s, v = arena(memory), scratch(memory), span_arrays(memory), vocabulary_arrays(memory)
+    first, last = i64(a.configuration_start[configuration]), i64(a.configuration_start[configuration + 1])
+    if last - first > len(w.is_walked):
+        return GROW_SCRATCH
+    num_spans = i64(0)
+    for item in range(first, last):
+        w.is_walked[item - first] = 1
+        if s.state_span[a.item_state[item]] != 0:
+            done = _fill_span(memory, i64(a.item_state[item]), i64(a.item_node[item]), num_spans == 0, row)
+            if done < 0:
+                return done
+            if done > 0:
+                w.is_walked[item - first] = 0
+                num_spans += 1
+    rest = configuration
+    if num_spans == 0:
+        row[:] = 0
+    else:
+        n = i64(0)
+        for item in range(first, last):
+            if w.is_walked[item - first] == 1:
+                w.item_state[n], w.item_node[n] = a.item_state[item], a.item_node[item]
+                n += 1
+        rest = intern_configuration(memory, w.item_state, w.item_node, n, i64(0))
+        if rest < 0:
+            return rest
+        if rest == DEAD:
+            return 0
+    return walk(memory, i64(v.trie[0]), rest, row)
+
+
+@compiled
+def walk(memory: int, trie: int, configuration: int, row: Int32s) -> int:
+    """Set the bit of every token of a trie whose bytes lead from `configuration` to a live one; return 0 or a code.
+
+    Every configuration that is alive can be completed, because the lowering left nothing unproductive in the grammar:
+    so a token is allowed when its bytes stay alive.
+    """
+    g, a, w, t = tables(memory), arena(memory), scratch(memory), trie_arrays(trie)
+    num_classes = a.sizes[NUM_CLASSES]
+    w.path[0] = configuration
+    for first_byte in range(256):
+        # Most first bytes lead nowhere: they take no more than this.
+        if a.transitions[configuration * num_classes + g.byte_class[first_byte]] == DEAD:
+            continue
+        i = i64(t.first[first_byte])
+        n = i64(t.first[first_byte + 1])
+        while i < n:
+            depth = i64(t.depth[i])
+            byte = t.byte[i]
+            target = i64(a.transitions[w.path[depth] * num_classes + g.byte_class[byte]])
+            if target == UNKNOWN:
+                target = transition(memory, i64(w.path[depth]), i64(byte))
+                if target < 0:
+                    return target
+            if target == DEAD:
+                i = i64(t.end[i])
+                continue
+            w.path[depth + 1] = target
+            for j in range(t.token_start[i], t.token_start[i + 1]):
+                _set(row, i64(t.token_id[j]))
+            i += 1
+    return 0
+
+
+@compiled
+def _fill_span(memory: int, state: int, node: int, is_first: bool, row: Int32s) -> int:
+    """Add the tokens that may follow one item by its span's table; return 1, 0 where the table does not fit, or a code.
+
+    With k units read before, of `minimum` to `maximum`, a token may begin at most `remaining` more, and may leave the
+    span when it has completed at least `needed`. What `row` held before is overwritten where `is_first`.
+    """
+    g, a, s, w = tables(memory), arena(memory), span_arrays(memory), scratch(memory)
+    address = s.address[s.state_span[state] - 1]
+    if address == 0:
+        a.sizes[WANTED_SPAN] = s.state_span[state] - 1
+        return MISSING_SPAN
+    t = span_table(address)
+    remaining, needed = i64(t.most_begun[0]), i64(1)
+    if t.is_counted[0] == 1:
+        frame = i64(a.node_start[node])
+        if a.node_start[node + 1] - frame != 1 or a.frame_return[frame] < 0:
+            return 0
+        ret = i64(a.frame_return[frame])
+        if g.count_minimum[ret] < 0:
+            return 0
+        needed = max(needed, i64(g.count_minimum[ret]) - a.frame_count[frame])
+        if g.count_maximum[ret] >= 0:
+            remaining = min(remaining, i64(g.count_maximum[ret]) - a.frame_count[frame])
+    if needed > t.most_completed[0]:
+        _add_inside(address, remaining, is_first, row)
+        return 1
+    w.item_state[0], w.item_node[0] = state, node
+    alone = intern_configuration(memory, w.item_state, w.item_node, i64(1), i64(0))
+    if alone < 0:
+        return alone
+    behind = alone
+    for byte in t.word:
+        behind = transition(memory, behind, i64(byte))
+        if behind < 0:
+            return behind
+    for _ in range(1, needed):
+        for byte in t.unit:
+            behind = transition(memory, behind, i64(byte))
+            if behind < 0:
+                return behind
+    is_clear = _is_clear(memory, state, node, behind)
+    if t.is_counted[0] == 1 and not is_clear:
+        return 0
+    _add_inside(address, remaining, is_first, row)
+    if is_clear:
+        code = _walk_exits(memory, address, behind, needed, remaining, row)
+    else:
+        code = walk(memory, i64(t.crossing[0]), alone, row)
+    return code if code < 0 else i64(1)
+
+
+@compiled
+def _is_clear(memory: int, state: int, node: int, behind: int) -> bool:
+    """Tell whether no byte that follows a span, in `behind`, could also go on with it: tokens leave it in one way."""
+    g, a, s = tables(memory), arena(memory), span_arrays(memory)
+    t = span_table(s.address[s.state_span[state] - 1])
+    for item in range(a.configuration_start[behind], a.configuration_start[behind + 1]):
+        follower = i64(a.item_state[item])
+        if _is_in_loop(memory, state, node, follower, i64(a.item_node[item])):
+            continue
+        for edge in range(g.edge_start[follower], g.edge_start[follower + 1]):
+            if t.going_on[i64(g.edge_high[edge]) + 1] > t.going_on[g.edge_low[edge]]:
+                return False
+    return True
+
+
+@compiled
+def _is_in_loop(memory: int, state: int, node: int, other_state: int, other_node: int) -> bool:
+    """Tell whether another item goes on with the same span."""
+    a, s = arena(memory), span_arrays(memory)
+    if s.state_span[other_state] == 0 or s.state_loop[other_state] != s.state_loop[state]:
+        return False
+    if other_node == node:
+        return True
+    # A counted span: the count has gone on, the rest of the frame is the same.
+    frame, other = a.node_start[node], a.node_start[other_node]
+    return (
+        a.node_start[node + 1] - frame == 1
+        and a.node_start[other_node + 1] - other == 1
+        and a.frame_return[frame] == a.frame_return[other]
+        and a.frame_parent[frame] == a.frame_parent[other]
+    )
+
+
+@compiled
+def _add_inside(span: int, remaining: int, is_first: bool, row: Int32s) -> None:
+    """Add the tokens that stay in the span and begin at most `remaining` units, to nothing where `is_first`."""
+    t = span_table(span)
+    num_words = len(row)
+    if remaining >= t.most_begun[0]:
+        number = i64(0)
+    else:
+        number = i64(min(remaining, NUM_COUNTED_ROWS))
+    start = number * num_words
+    if is_first:
+        row[:] = t.inside[start : start + num_words]
+    else:
+        for word in range(num_words):
+            row[word] |= t.inside[start + word]
+    if number > 0 and remaining > NUM_COUNTED_ROWS:
+        for j in range(len(t.long_token)):
+            if t.long_begun[j] > remaining:
+                break
+            _set(row, i64(t.long_token[j]))
+
+
+@compiled
+def _walk_exits(memory: int, span: int, behind: int, needed: int, remaining: int, row: Int32s) -> int:
+    """Add the tokens that leave the span after `needed` to `remaining` units and go on from `behind`."""
+    g, a, w, t = tables(memory), arena(memory), scratch(memory), span_table(span)
+    num_classes = a.sizes[NUM_CLASSES]
+    w.path[0] = behind
+    i = i64(0)
+    n = len(t.byte)
+    while i < n:
+        depth = i64(t.depth[i])
+        byte = t.byte[i]
+        target = i64(a.transitions[w.path[depth] * num_classes + g.byte_class[byte]])
+        if target == UNKNOWN:
+            target = transition(memory, i64(w.path[depth]), i64(byte))
+            if target < 0:
+                return target
+        if target == DEAD:
+            i = i64(t.end[i])
+            continue
+        w.path[depth + 1] = target
+        for j in range(t.token_start[i], t.token_start[i + 1]):
+            if needed <= t.token_completed[j] <= remaining:
+                _set(row, i64(t.token_id[j]))
+        i += 1
+    return 0
+
+
+@compiled
+def _with_bases(memory: int, configuration: int) -> int:
+    """Return the configuration with each state's base in its place: itself, where no state has one."""
+    g, a, w = tables(memory), arena(memory), scratch(memory)
+    first, last = i64(a.configuration_start[configuration]), i64(a.configuration_start[configuration + 1])
+    found = False
+    for item in range(first, last):
+        if g.base[a.item_state[item]] != a.item_state[item]:
+            found = True
+            break
+    if not found:
+        return configuration
+    if last - first > len(w.item_state):
+        return GROW_SCRATCH
+    for item in range(first, last):
+        w.item_state[item - first] = g.base[a.item_state[item]]
+        w.item_node[item - first] = a.item_node[item]
+    accepts = i64(a.configuration_accepts[configuration])
+    return intern_configuration(memory, w.item_state, w.item_node, last - first, accepts)
+
+
+@compiled
+def _note_differences(memory: int, configuration: int, base: int, level: int) -> int:
+    """Write the bytes on which a configuration and another one may part to `differs` at `level`; return 0 or a code."""
+    a, s, w = arena(memory), span_arrays(memory), scratch(memory)
+    start = 256 * level
+    with_bases = _with_bases(memory, configuration)
+    if with_bases < 0:
+        return with_bases
+    if with_bases != base:
+        w.differs[start : start + 256] = 1
+        return 0
+    w.differs[start : start + 256] = 0
+    for item in range(a.configuration_start[configuration], a.configuration_start[configuration + 1]):
+        state = a.item_state[item]
+        for j in range(s.difference_start[state], s.difference_start[state + 1]):
+            w.differs[start + s.difference[j]] = 1
+    return 0
+
+
+@compiled
+def _walk_difference(memory: int, configuration: int, base: int, row: Int32s) -> int:
+    """Make the mask of `base` that of `configuration`: visit the tokens on whose way the two are not the same."""
+    g, a, w, v = tables(memory), arena(memory), scratch(memory), vocabulary_arrays(memory)
+    t = trie_arrays(v.trie[0])
+    w.path[0], w.base_path[0] = configuration, base
+    code = _note_differences(memory, configuration, base, i64(0))
+    if code < 0:
+        return code
+    i = i64(0)
+    n = len(t.byte)
+    while i < n:
+        depth = i64(t.depth[i])
+        byte = i64(t.byte[i])
+        if w.differs[256 * depth + byte] == 0:
+            i = i64(t.end[i])
+            continue
+        mine = transition(memory, i64(w.path[depth]), byte)
+        if mine < 0:
+            return mine
+        other = transition(memory, i64(w.base_path[depth]), byte)
+        if other < 0:
+            return other
+        if mine == other:
+            i = i64(t.end[i])
+            continue
+        w.path[depth + 1], w.base_path[depth + 1] = mine, other
+        for j in range(t.token_start[i], t.token_start[i + 1]):
+            token_id = i64(t.token_id[j])
+            bit = np.int32(1) << np.int32(token_id & 31)
+            if mine == DEAD:
+                row[token_id >> 5] &= ~bit
+            else:
+                row[token_id >> 5] |= bit
+        code = _note_differences(memory, mine, other, depth + 1)
+        if code < 0:
+            return code
+        i += 1
+    return 0
+
+
+@compiled
+def advance_and_mask(memory: int, configuration: int, token_id: int, masked: int) -> tuple[int, int]:
+    """Take a token and find the mask behind it; return (configuration, row).
+
+    The first is DEAD where the token may not follow, and the second then nothing; either may be a negative code.
+    """
+    target = accept_token(memory, configuration, token_id)
+    if target <= DEAD or masked == 0:
+        return target, i64(0)
+    return target, mask(memory, target)

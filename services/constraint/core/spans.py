@@ -1,0 +1,566 @@
+"""Spans: what a vocabulary knows of a small automaton, whatever grammar has it.
+
+A span is a deterministic automaton without calls that a grammar is in for a while: a loop over one kind of character
+(a JSON string, `[a-z]+`, a comment), the same loop with a count, or a short rule that many grammars share (white
+space). Beginning in one of its *places*, a token does one of three things:
+
+- it *stays inside*;
+- it *exits*: at a place where the span may end comes a byte that does not go on; what remains is for what follows;
+- it breaks off elsewhere, and is not allowed.
+
+So per vocabulary, automaton and place one pass over the token trie finds all that masks need: the set of the tokens
+that stay inside and a trie of what remains of those that exit. In a loop the automaton is that of one *unit*, a
+character say, and both are kept by the number of units that a token begins or completes, which a `maxLength` counts.
+`masks.py` says how they are used.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from services.constraint.core.compiling import compiled
+from services.constraint.core.interning import mix
+from services.constraint.core.trie_layout import build_trie
+from services.constraint.core.tables import (
+    Int32s,
+    Int64s,
+    PointerTable,
+    SpanArrays,
+    TrieArrays,
+    Uint8s,
+    i64,
+    reader,
+    scratch,
+    tables,
+    trie_arrays,
+)
+
+# Sets of inside tokens kept by the most units that they may begin; tokens that begin more are listed one by one.
+NUM_COUNTED_ROWS: Final = 16
+# Places of a span. A JSON character in all its spellings has 20, white space with 40 columns of indent 42.
+MAX_PLACES: Final = 64
+# A unit that begins with fewer bytes is walked as anything else: few tokens fit.
+MIN_FIRST_BYTES: Final = 16
+
+# Kinds of spans.
+LOOP: Final = 1  # the next unit begins in a state of the same rule
+COUNTED: Final = 2  # the unit is a rule, which a counting state calls; the count lives in a frame
+RULE: Final = 3  # the span is a rule
+
+# Where an edge leads inside a span.
+_TO_END: Final = 0  # in a loop, the beginning of the next unit
+_TO_PLACE: Final = 1
+_TO_ENDING_PLACE: Final = 2  # of a rule: it may end here or go on
+_OUT: Final = 3
+
+_BROKEN: Final = -1
+_MAX_EPSILONS: Final = 16  # followed from one state in the search for spans
+
+
+class SpanTable(NamedTuple):
+    """One span, entered in one place, against one vocabulary."""
+
+    is_counted: Int64s  # (1,)
+    most_begun: Int64s  # (1,) by any token that stays inside
+    most_completed: Int64s  # (1,) by any token that exits
+    going_on: Int32s  # (257,) how many bytes below each one go on where the span may end
+    word: Uint8s  # shortest way from the place to an end
+    unit: Uint8s  # shortest unit
+    inside: Int32s  # (1 + NUM_COUNTED_ROWS or 1, words) all tokens that stay inside; those that begin at most 1, 2, …
+    long_token: Int32s  # those that begin more than NUM_COUNTED_ROWS units, fewest first
+    long_begun: Int32s
+    byte: Uint8s  # the trie of the remainders, as `TrieArrays`
+    depth: Int32s
+    end: Int32s
+    token_start: Int32s
+    token_id: Int32s
+    token_completed: Int32s  # units before the remainder
+    crossing: Int64s  # (1,) address of the trie of all tokens that complete a unit and do not stay inside
+
+
+span_table = reader(SpanTable)
+
+
+@dataclass(frozen=True, slots=True)
+class Automaton:
+    """The automaton of a span; place 0 is its beginning, which in a loop is its end too."""
+
+    following: npt.NDArray[np.int16]  # (places, 256) the next place, _BROKEN for none
+    may_end: Uint8s  # (places,)
+    kind: int
+
+    @property
+    def key(self) -> bytes:
+        """Equal for equal automata."""
+        return bytes([self.kind]) + self.may_end.tobytes() + self.following.tobytes()
+
+
+class VocabularySpans:
+    """The span tables of one vocabulary, made when they are first asked for. Thread-safe."""
+
+    def __init__(self, trie: int, text: Uint8s, offsets: Int64s, num_words: int) -> None:
+        """`trie` is the pointer table of the trie whose i-th token, by its bytes, is text[offsets[i]:offsets[i + 1]]."""
+        self._trie = trie
+        self._text = text
+        self._offsets = offsets
+        self._num_words = num_words
+        self._lock = threading.Lock()
+        self._tables: dict[bytes, dict[int, _Made]] = {}
+        self.rule_hashes: set[int] = set()  # of the rules that are known
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tables."""
+        return sum(made.num_bytes for places in list(self._tables.values()) for made in list(places.values()))
+
+    def known(self, automaton: Automaton) -> dict[int, int]:
+        """Return the addresses of the pointer tables of an automaton's SpanTables, by place, as far as they are made."""
+        return {place: made.pointers.address for place, made in self._tables.get(automaton.key, {}).items()}
+
+    def address(self, automaton: Automaton, place: int) -> int:
+        """Return the address of the pointer table of the SpanTable of a place."""
+        with self._lock:
+            places = self._tables.setdefault(automaton.key, {})
+            if place not in places:
+                places[place] = self._make(automaton, place)
+            return places[place].pointers.address
+
+    def _make(self, automaton: Automaton, place: int) -> _Made:
+        is_loop = automaton.kind != RULE
+        is_counted = automaton.kind == COUNTED
+        inside, exits, crossing = _scan(self._trie, automaton.following, automaton.may_end, place, is_loop)
+        inside_id, inside_begun = inside
+        exit_token, exit_offset, exit_completed = exits
+        order = np.argsort(inside_begun, kind="stable")
+        inside_id, inside_begun = inside_id[order], inside_begun[order]
+        rows = np.zeros((1 + NUM_COUNTED_ROWS if is_counted else 1, self._num_words), np.int32)
+        _set_all(rows[0], inside_id)
+        for begun in range(1, len(rows)):
+            _set_all(rows[begun], inside_id[: np.searchsorted(inside_begun, begun, "right")])
+        is_long = inside_begun > NUM_COUNTED_ROWS
+        remainders = [
+            self._text[self._offsets[token] + offset : self._offsets[token + 1]].tobytes()
+            for token, offset in zip(exit_token.tolist(), exit_offset.tolist(), strict=True)
+        ]
+        by_remainder = sorted(range(len(remainders)), key=remainders.__getitem__)
+        exit_trie = _trie_of([remainders[index] for index in by_remainder], _ids(self._trie, exit_token[by_remainder]))
+        crossing_trie = _trie_of(
+            [self._text[self._offsets[i] : self._offsets[i + 1]].tobytes() for i in crossing.tolist()],
+            _ids(self._trie, crossing),
+        )
+        crossing_pointers = PointerTable(len(TrieArrays._fields))
+        crossing_pointers.put(crossing_trie, first_slot=0)
+        going_on = np.zeros(257, np.int32)
+        np.cumsum((automaton.following[automaton.may_end == 1] != _BROKEN).any(axis=0), out=going_on[1:])
+        table = SpanTable(
+            is_counted=np.array([is_counted], np.int64),
+            most_begun=np.array([inside_begun.max(initial=1)], np.int64),
+            most_completed=np.array([exit_completed.max(initial=0)], np.int64),
+            going_on=going_on,
+            word=_shortest(automaton, place),
+            unit=_shortest(automaton, 0),
+            inside=rows.reshape(-1),
+            long_token=inside_id[is_long],
+            long_begun=inside_begun[is_long],
+            byte=exit_trie.byte,
+            depth=exit_trie.depth,
+            end=exit_trie.end,
+            token_start=exit_trie.token_start,
+            token_id=exit_trie.token_id,
+            token_completed=exit_completed[by_remainder],
+            crossing=np.array([crossing_pointers.address], np.int64),
+        )
+        pointers = PointerTable(len(SpanTable._fields))
+        pointers.put(table, first_slot=0)
+        num_bytes = sum(array.nbytes for array in (*table, *crossing_trie))
+        return _Made(pointers, crossing_pointers, num_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    pointers: PointerTable
+    crossing: PointerTable  # kept alive: the table has its address
+    num_bytes: int
+
+
+def _trie_of(sorted_tokens: list[bytes], token_id: Int32s) -> TrieArrays:
+    offsets = np.zeros(len(sorted_tokens) + 1, np.int64)
+    np.cumsum([len(token) for token in sorted_tokens], out=offsets[1:])
+    text = np.frombuffer(b"".join(sorted_tokens), np.uint8)
+    return TrieArrays(*build_trie(text, offsets), token_id)
+
+
+def _shortest(automaton: Automaton, place: int) -> Uint8s:
+    """Return the fewest bytes, but one at least, from a place to an end, printable ones first."""
+    printable = [*range(0x61, 0x7B), *range(0x30, 0x3A), *range(0x20, 0x7F), *range(256)]
+    words = [(place, b"")]
+    reached = {place}
+    for at, word in words:
+        for byte in printable:
+            target = int(automaton.following[at, byte])
+            if target != _BROKEN and automaton.may_end[target]:
+                return np.frombuffer(word + bytes([byte]), np.uint8).copy()
+            if target != _BROKEN and target not in reached:
+                reached.add(target)
+                words.append((target, word + bytes([byte])))
+    return np.zeros(0, np.uint8)  # an end that nothing follows
+
+
+@compiled
+def _ids(trie: int, tokens: Int32s) -> Int32s:
+    """Return the ids of tokens that are given by their place in the order of bytes."""
+    return trie_arrays(trie).token_id[tokens]
+
+
+@compiled
+def _set_all(row: Int32s, token_ids: Int32s) -> None:
+    for token_id in token_ids:
+        row[token_id >> 5] |= np.int32(1) << np.int32(token_id & 31)
+
+
+@compiled
+def _scan(
+    trie: int, following: npt.NDArray[np.int16], may_end: Uint8s, entry: int, is_loop: bool
+) -> tuple[tuple[Int32s, Int32s], tuple[Int32s, Int32s, Int32s], Int32s]:
+    """Sort all tokens by what they do in a span that is entered in the place `entry`.
+
+    Return ((token id, units begun) of each that stays inside, (token, length before the remainder, units completed) of
+    each that exits, tokens that pass an end and do not stay inside). A rule counts as one unit. Tokens without "id" are
+    places in the order of bytes.
+    """
+    t = trie_arrays(trie)
+    num_tokens = len(t.token_id)
+    inside_id, inside_begun = np.empty(num_tokens, np.int32), np.empty(num_tokens, np.int32)
+    exit_token, exit_offset = np.empty(num_tokens, np.int32), np.empty(num_tokens, np.int32)
+    exit_completed, crossing = np.empty(num_tokens, np.int32), np.empty(num_tokens, np.int32)
+    num_inside, num_exits, num_crossing = i64(0), i64(0), i64(0)
+    deepest = i64(0)
+    for depth in t.depth:
+        deepest = max(deepest, i64(depth))
+    place, completed = np.zeros(deepest + 2, np.int64), np.zeros(deepest + 2, np.int64)
+    place[0] = entry
+    i = i64(0)
+    while i < len(t.byte):
+        depth = i64(t.depth[i])
+        target = i64(following[place[depth], t.byte[i]])
+        if target == _BROKEN:
+            if completed[depth] > 0:
+                for token in range(t.token_start[i], t.token_start[t.end[i]]):
+                    crossing[num_crossing] = token
+                    num_crossing += 1
+                    if may_end[place[depth]] == 1:
+                        exit_token[num_exits] = token
+                        exit_offset[num_exits] = depth
+                        exit_completed[num_exits] = completed[depth]
+                        num_exits += 1
+            i = i64(t.end[i])
+            continue
+        place[depth + 1] = target
+        if is_loop:
+            completed[depth + 1] = completed[depth] + may_end[target]
+        else:
+            completed[depth + 1] = max(completed[depth], i64(may_end[target]))
+        for j in range(t.token_start[i], t.token_start[i + 1]):
+            inside_id[num_inside] = t.token_id[j]
+            inside_begun[num_inside] = completed[depth + 1] + 1 - may_end[target] if is_loop else 1
+            num_inside += 1
+        i += 1
+    return (
+        (inside_id[:num_inside].copy(), inside_begun[:num_inside].copy()),
+        (exit_token[:num_exits].copy(), exit_offset[:num_exits].copy(), exit_completed[:num_exits].copy()),
+        crossing[:num_crossing].copy(),
+    )
+
+
+class GrammarSpans:
+    """The spans of one grammar's tables, against one vocabulary."""
+
+    def __init__(self, memory: int, num_states: int, vocabulary: VocabularySpans, *, is_common: bool = False) -> None:
+        """`memory` is the pointer table that has the grammar's tables, and work space.
+
+        A rule is a span where the vocabulary knows it, which it gets to by a grammar that `is_common`.
+        """
+        self._memory = memory
+        self._vocabulary = vocabulary
+        place, loop, kind = _find_loops(memory, num_states, MAX_PLACES, MIN_FIRST_BYTES)
+        for entry, hash_ in zip(*(array.tolist() for array in _rule_hashes(memory, MAX_PLACES)), strict=True):
+            if is_common:
+                vocabulary.rule_hashes.add(hash_)
+            if hash_ in vocabulary.rule_hashes and (is_common or vocabulary.known(self._automaton(entry, RULE))):
+                _take_rule(memory, entry, MAX_PLACES, place, loop, kind)
+        self._states = np.flatnonzero(kind).astype(np.int32)
+        self._place = place
+        self._kind = kind
+        self._loop = loop
+        state_span = np.zeros(num_states, np.int32)
+        state_span[self._states] = np.arange(1, len(self._states) + 1)
+        self.arrays = SpanArrays(
+            state_span, loop, np.zeros(max(1, len(self._states)), np.int64), *_differences(memory, num_states)
+        )
+        self._take_what_is_known()
+
+    def provide(self, span: int) -> None:
+        """Make, or find, the table of the span whose address a kernel found missing."""
+        state = self._states[span]
+        automaton = self._automaton(int(self._loop[state]), int(self._kind[state]))
+        self.arrays.address[span] = self._vocabulary.address(automaton, int(self._place[state]))
+
+    def provide_all(self) -> None:
+        """Make the tables of all spans."""
+        for span in range(len(self._states)):
+            self.provide(span)
+
+    def _automaton(self, entry: int, kind: int) -> Automaton:
+        return Automaton(*_automaton(self._memory, entry, entry if kind == LOOP else -1, kind, MAX_PLACES), kind)
+
+    def _take_what_is_known(self) -> None:
+        known: dict[int, dict[int, int]] = {}
+        for span, state in enumerate(self._states.tolist()):
+            entry = int(self._loop[state])
+            if entry not in known:
+                known[entry] = self._vocabulary.known(self._automaton(entry, int(self._kind[state])))
+            self.arrays.address[span] = known[entry].get(int(self._place[state]), 0)
+
+
+@compiled
+def _lead(memory: int, state: int, loop: int, kind: int) -> tuple[int, int]:
+    """Return where an edge into `state` leads inside a span (_TO_END ...), and the state in which it goes on.
+
+    `loop` is the state in which the next unit begins, or -1 where the span is a rule.
+    """
+    g, w = tables(memory), scratch(memory)
+    w.worklist[0] = state
+    todo = i64(1)
+    place = i64(-1)
+    ends = False
+    is_out = False
+    for _ in range(_MAX_EPSILONS):
+        if todo == 0:
+            break
+        todo -= 1
+        at = i64(w.worklist[todo])
+        if at == loop:
+            return i64(_TO_END), at
+        if g.count_minimum[at] >= 0 or g.call_start[at] < g.call_start[at + 1]:
+            is_out = True
+        if g.is_accepting[at] == 1:
+            ends = True
+        if g.edge_start[at] < g.edge_start[at + 1]:
+            is_out = is_out or place >= 0
+            place = at
+        for epsilon in range(g.epsilon_start[at], g.epsilon_start[at + 1]):
+            if todo >= len(w.worklist):
+                return i64(_OUT), at
+            w.worklist[todo] = g.epsilon_target[epsilon]
+            todo += 1
+    if todo > 0 or is_out:
+        return i64(_OUT), state
+    if place < 0:
+        return (i64(_TO_END) if ends and loop < 0 else i64(_OUT)), state
+    if not ends:
+        return i64(_TO_PLACE), place
+    return (i64(_TO_ENDING_PLACE) if kind == RULE else i64(_OUT)), place
+
+
+@compiled
+def _places(memory: int, entry: int, loop: int, kind: int, limit: int, found: Int32s) -> int:
+    """Write the states of the span that begins in `entry` to `found`, breadth first, and return how many: 0 for none.
+
+    A span is deterministic, and every way in it leads to its end.
+    """
+    g = tables(memory)
+    found[0] = entry
+    n = i64(1)
+    at = i64(0)
+    while at < n:
+        state = found[at]
+        at += 1
+        next_low = i64(0)
+        for edge in range(g.edge_start[state], g.edge_start[state + 1]):
+            if g.edge_low[edge] < next_low:
+                return i64(0)
+            next_low = i64(g.edge_high[edge]) + 1
+            lead, target = _lead(memory, i64(g.edge_target[edge]), loop, kind)
+            if lead == _OUT:
+                return i64(0)
+            # A place may end or not, however it was reached.
+            if kind == RULE and lead != _TO_END and _lead(memory, target, loop, kind)[0] != lead:
+                return i64(0)
+            is_new = lead != _TO_END
+            for other in range(n):
+                if found[other] == target:
+                    is_new = False
+            if is_new:
+                if n >= limit:
+                    return i64(0)
+                found[n] = target
+                n += 1
+    return n
+
+
+@compiled
+def _automaton(
+    memory: int, entry: int, loop: int, kind: int, limit: int
+) -> tuple[npt.NDArray[np.int16], Uint8s]:
+    """Return (following, may_end) of the span that begins in `entry`; places are numbered breadth first.
+
+    A rule has one more place: behind its end, from where nothing follows.
+    """
+    g = tables(memory)
+    found = np.zeros(limit, np.int32)
+    n = _places(memory, entry, loop, kind, limit, found)
+    following = np.full((n + (kind == RULE), 256), _BROKEN, np.int16)
+    may_end = np.zeros(n + (kind == RULE), np.uint8)
+    may_end[n if kind == RULE else 0] = 1
+    for place in range(n):
+        state = found[place]
+        for edge in range(g.edge_start[state], g.edge_start[state + 1]):
+            lead, target = _lead(memory, i64(g.edge_target[edge]), loop, kind)
+            number = n if kind == RULE else i64(0)
+            if lead != _TO_END:
+                number = i64(0)
+                while found[number] != target:
+                    number += 1
+                if lead == _TO_ENDING_PLACE:
+                    may_end[number] = 1
+            for byte in range(i64(g.edge_low[edge]), i64(g.edge_high[edge]) + 1):
+                following[place, byte] = number
+    return following, may_end
+
+
+@compiled
+def _num_first_bytes(memory: int, state: int) -> int:
+    g = tables(memory)
+    total = i64(0)
+    for edge in range(g.edge_start[state], g.edge_start[state + 1]):
+        total += i64(g.edge_high[edge]) - i64(g.edge_low[edge]) + 1
+    return total
+
+
+@compiled
+def _entry_of_rule(memory: int, rule: int) -> int:
+    """Return the one state in which a rule reads its first byte, or -1."""
+    g = tables(memory)
+    state = i64(g.rule_start[rule])
+    for _ in range(_MAX_EPSILONS):
+        if g.count_minimum[state] >= 0 or g.call_start[state] < g.call_start[state + 1]:
+            return i64(-1)
+        if g.edge_start[state] < g.edge_start[state + 1]:
+            return state
+        if g.epsilon_start[state + 1] - g.epsilon_start[state] != 1:
+            return i64(-1)
+        state = i64(g.epsilon_target[g.epsilon_start[state]])
+    return i64(-1)
+
+
+@compiled
+def _find_loops(memory: int, num_states: int, limit: int, fewest: int) -> tuple[Int32s, Int32s, Uint8s]:
+    """Find the loops: of each state its place in a unit or -1, where the next unit begins, and the kind or 0."""
+    g = tables(memory)
+    place = np.full(num_states, -1, np.int32)
+    loop = np.zeros(num_states, np.int32)
+    kind = np.zeros(num_states, np.uint8)
+    found = np.zeros(limit, np.int32)
+    for state in range(num_states):
+        if g.count_minimum[state] >= 0 and g.call_start[state] < g.call_start[state + 1]:
+            entry = _entry_of_rule(memory, i64(g.call_rule[g.call_start[state]]))
+            if entry >= 0 and place[entry] < 0 and _num_first_bytes(memory, entry) >= fewest:
+                for number in range(_places(memory, entry, i64(-1), i64(COUNTED), limit, found)):
+                    place[found[number]], loop[found[number]], kind[found[number]] = number, entry, COUNTED
+        elif (
+            place[state] < 0
+            and g.call_start[state] == g.call_start[state + 1]
+            and _num_first_bytes(memory, i64(state)) >= fewest
+        ):
+            for number in range(_places(memory, i64(state), i64(state), i64(LOOP), limit, found)):
+                if place[found[number]] < 0:
+                    place[found[number]], loop[found[number]], kind[found[number]] = number, state, LOOP
+    # A state before a loop over the same unit, as in `[a-z]+`, is as good as one in it.
+    for state in range(num_states):
+        if place[state] >= 0 or g.count_minimum[state] >= 0 or g.call_start[state] < g.call_start[state + 1]:
+            continue
+        if _num_first_bytes(memory, i64(state)) < fewest:
+            continue
+        target = i64(g.edge_target[g.edge_start[state]])
+        for _ in range(4):
+            if place[target] < 0 and g.is_plain[target] == 1:
+                target = i64(g.edge_target[g.edge_start[target]])
+        if place[target] != 0 or kind[target] != LOOP:
+            continue
+        n = _places(memory, i64(state), target, i64(LOOP), limit, found)
+        if n > 0 and np.array_equal(
+            _automaton(memory, i64(state), target, i64(LOOP), limit)[0],
+            _automaton(memory, target, target, i64(LOOP), limit)[0],
+        ):
+            for number in range(n):
+                if place[found[number]] < 0:
+                    place[found[number]], loop[found[number]], kind[found[number]] = number, target, LOOP
+    return place, loop, kind
+
+
+@compiled
+def _rule_hashes(memory: int, limit: int) -> tuple[Int32s, Int64s]:
+    """Return the entry of each rule that can be a span, and a hash of its automaton."""
+    g = tables(memory)
+    num_rules = len(g.rule_start)
+    entries, hashes = np.empty(num_rules, np.int32), np.empty(num_rules, np.int64)
+    found = np.zeros(limit, np.int32)
+    n = i64(0)
+    for rule in range(num_rules):
+        entry = _entry_of_rule(memory, i64(rule))
+        if entry < 0:
+            continue
+        num_places = _places(memory, entry, i64(-1), i64(RULE), limit, found)
+        if num_places == 0:
+            continue
+        value = num_places
+        for place in range(num_places):
+            state = found[place]
+            for edge in range(g.edge_start[state], g.edge_start[state + 1]):
+                value = mix(mix(value, i64(g.edge_low[edge])), i64(g.edge_high[edge]))
+        entries[n], hashes[n] = entry, value
+        n += 1
+    return entries[:n].copy(), hashes[:n].copy()
+
+
+@compiled
+def _take_rule(memory: int, entry: int, limit: int, place: Int32s, loop: Int32s, kind: Uint8s) -> None:
+    """Note the states of a rule that is a span."""
+    found = np.zeros(limit, np.int32)
+    for number in range(_places(memory, entry, i64(-1), i64(RULE), limit, found)):
+        if kind[found[number]] == 0:
+            place[found[number]], loop[found[number]], kind[found[number]] = number, entry, RULE
+
+
+@compiled
+def _differences(memory: int, num_states: int) -> tuple[Int32s, Uint8s]:
+    """Return the bytes on which each state and its base part, as rows: (S + 1,) starts and the bytes."""
+    g = tables(memory)
+    start = np.zeros(num_states + 1, np.int32)
+    num_with_base = i64(0)
+    for state in range(num_states):
+        num_with_base += g.base[state] != state
+    difference = np.empty(256 * num_with_base, np.uint8)
+    n = i64(0)
+    targets = np.empty((2, 256), np.int64)
+    for state in range(num_states):
+        if g.base[state] != state:
+            targets[:] = -1
+            for side in range(2):
+                source = g.base[state] if side == 1 else state
+                for edge in range(g.edge_start[source], g.edge_start[source + 1]):
+                    for byte in range(i64(g.edge_low[edge]), i64(g.edge_high[edge]) + 1):
+                        # Two ways for one byte differ from everything.
+                        taken = targets[side, byte] != -1
+                        targets[side, byte] = -2 - side if taken else i64(g.edge_target[edge])
+            for byte in range(256):
+                if targets[0, byte] != targets[1, byte]:
+                    difference[n] = byte
+                    n += 1
+        start[state + 1] = n
+    return start, difference[:n].copy()
