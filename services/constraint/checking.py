@@ -24,7 +24,15 @@ from typing import Any, Final, Literal, Protocol, get_args
 import numpy as np
 
 from services.constraint.core.engine import Forcing, Matcher, TokenTrie, compile_grammar, warm_up
-from services.constraint.sources import ConstraintSource, KeywordReport, Kind, SourceOptions, Whitespace, build
+from services.constraint.sources import (
+    ConstraintSource,
+    KeywordReport,
+    Kind,
+    SourceOptions,
+    Whitespace,
+    build,
+    common_grammar,
+)
 from services.rpckit.status import InvalidRequest, ServiceError
 from services.vocabulary import Vocabulary, bitmask_words
 from services.vocabulary.files import TokenizerFileError, read_vocabulary
@@ -233,7 +241,7 @@ class Checker:
         self.vocabulary = vocabulary
         self._trie = TokenTrie(vocabulary)
         self._row = np.zeros(bitmask_words(vocabulary.vocab_size), np.int32)
-        warm_up(self._trie)
+        warm_up(self._trie, common_grammar())
         for source in (
             ConstraintSource("json_schema", '{"type": "object"}'),
             ConstraintSource("lark", 'start: "a"'),
@@ -318,7 +326,7 @@ class Checker:
     def _timed_mask(self, matcher: Matcher, state: int) -> float:
         row = self._row
         started = perf_counter_ns()
-        _fill_bitmask(matcher, state, row)
+        matcher.fill_bitmask(state, row)
         return (perf_counter_ns() - started) / 1e3
 
     def _allows(self, token_id: int) -> bool:
@@ -341,19 +349,6 @@ class Checker:
             raise InvalidRequest("no tokens of this vocabulary spell the text", field="text")
         failed_at = self._walk(matcher, token_ids, [])
         return None if failed_at is None else len(self.vocabulary.decode(token_ids[:failed_at]))
-
-
-def _fill_by_guidance(matcher: Matcher, state: int, row: np.ndarray[Any, np.dtype[np.int32]]) -> None:
-    guidance = matcher.guidance(state)
-    row[:] = guidance.bitmask
-    if guidance.forced_token_ids:
-        forced = guidance.forced_token_ids[0]
-        row[:] = 0
-        row[forced >> 5] = np.uint32(1 << (forced & 31)).astype(np.int32)
-
-
-# Until every checkout of the core has the method.
-_fill_bitmask = getattr(Matcher, "fill_bitmask", _fill_by_guidance)
 
 
 def spell(vocabulary: Vocabulary, text: str) -> list[int] | None:

@@ -20,7 +20,7 @@ from services.constraint.core.engine import TERMINATED, Forcing, Guidance, Token
 from services.constraint.job_processes import JobProcesses
 from services.constraint.leases import Lease
 from services.constraint.settings import ConstraintSettings
-from services.constraint.sources import ConstraintSource, SourceOptions
+from services.constraint.sources import ConstraintSource, SourceOptions, common_grammar
 from services.constraint.validation import ValidatorPool, Violation
 from services.rpckit.status import (
     InvalidRequest,
@@ -242,7 +242,7 @@ class ConstraintService:
 
 def _make_trie(vocabulary: Vocabulary) -> TokenTrie:
     trie = TokenTrie(vocabulary)
-    warm_up(trie)
+    warm_up(trie, common_grammar())
     return trie
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -12,7 +11,6 @@ import numpy.typing as npt
 from services.constraint.core import kernel, masks
 from services.constraint.core.compiled_grammar import CompiledGrammar, CorruptGrammarError
 from services.constraint.core.interning import rehashed
-from services.constraint.core.mask_pool import ROWS_PER_BLOCK
 from services.constraint.core.spans import GrammarSpans
 from services.constraint.core.tables import (
     DEAD,
@@ -28,6 +26,7 @@ from services.constraint.core.tables import (
     NUM_CONFIGURATIONS,
     NUM_MASKS,
     NUM_NODES,
+    NUM_ROWS,
     NUM_SIZES,
     OUT_OF_FUEL,
     UNREACHABLE,
@@ -39,15 +38,17 @@ from services.constraint.core.tables import (
 )
 from services.constraint.core.trie import TokenTrie
 from services.rpckit.status import OutOfFuel
+from services.vocabulary import bitmask_words
 
-# Fresh memory is zero and not there until it is touched, so that room ahead costs nothing.
-_FIRST_NODES: Final = 4096
-_FIRST_FRAMES: Final = 8192
-_FIRST_CONFIGURATIONS: Final = 4096
-_FIRST_ITEMS: Final = 16384
+# The median of MaskBench's schemas comes to 60 nodes and 260 configurations, the 99th percentile to ten times that.
+_FIRST_NODES: Final = 512
+_FIRST_FRAMES: Final = 1024
+_FIRST_CONFIGURATIONS: Final = 1024
+_FIRST_ITEMS: Final = 4096
 _FIRST_SCRATCH: Final = 1024
-# Hash tables are touched all over, so they begin small and grow alone.
-_FIRST_TABLE: Final = 1024
+_FIRST_ROWS: Final = 1024
+_ROWS_PER_BLOCK: Final = 32
+_ROW_NUMBERS: Final = np.arange(_ROWS_PER_BLOCK, dtype=np.int64)
 
 
 class Configurations:
@@ -88,10 +89,11 @@ class Configurations:
             self._spans.provide_all()
         self._arena = _new_arena(int(compiled.tables.byte_class.max()) + 1, max_fuel)
         self._pointers.put(self._arena)
+        self._num_words = bitmask_words(trie.vocabulary.vocab_size)
         self._blocks: list[npt.NDArray[np.int32]] = []
         self._rows: dict[int, memoryview] = {}
-        weakref.finalize(self, trie.masks.give_back, self._blocks)
         self._sizes = self._arena.sizes
+        self._make_room_for_masks()
         self.start = self.call(kernel.start_configuration, compiled.start_rule, int(compiled.accepts_empty))
 
     @property
@@ -101,12 +103,9 @@ class Configurations:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of what the stores hold; room that was never touched takes no memory."""
-        nodes, frames, configurations, items = (int(size) for size in self._sizes[:4])
-        num_classes = int(self._sizes[NUM_CLASSES])
-        in_arena = 16 * nodes + 12 * frames + (21 + 4 * num_classes) * configurations + 8 * items
-        tables = 4 * (len(self._arena.node_table) + len(self._arena.configuration_table))
-        return in_arena + tables + self._num_mask_bytes + sum(array.nbytes for array in self._scratch)
+        """Bytes of the tables, the stores and the masks."""
+        arrays = (*self._tables, *self._arena, *self._scratch, *self._spans.arrays)
+        return sum(array.nbytes for array in arrays) + self._num_mask_bytes
 
     @property
     def _num_mask_bytes(self) -> int:
@@ -138,7 +137,7 @@ class Configurations:
         while number < 0:
             self.resolve(number)
             number = masks.mask(self._pointers.address, configuration)
-        row = self._rows[configuration] = memoryview(self._blocks[number // ROWS_PER_BLOCK][number % ROWS_PER_BLOCK])
+        row = self._rows[configuration] = memoryview(self._blocks[number // _ROWS_PER_BLOCK][number % _ROWS_PER_BLOCK])
         return row
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -175,7 +174,8 @@ class Configurations:
             return
         if code == GROW_MASKS:
             self._make_room_for_masks()
-        elif code == GROW_ARENA:
+            return
+        if code == GROW_ARENA:
             self._arena = _grown_arena(self._arena)
             self._pointers.put(self._arena)
         else:
@@ -200,38 +200,43 @@ class Configurations:
             self._arena.mask_row.fill(0)
             self._sizes[NUM_MASKS] = 0
             return
-        self._blocks.append(self._trie.masks.take())
-        addresses = [self._arena.row_address, _addresses_of(self._blocks[-1])]
-        self._arena = self._arena._replace(row_address=np.concatenate(addresses))
-        self._pointers.put(self._arena)
-
-
-def _addresses_of(block: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-    first = block.__array_interface__["data"][0]
-    return first + block.strides[0] * np.arange(len(block), dtype=np.int64)
+        num_rows = len(self._blocks) * _ROWS_PER_BLOCK
+        if num_rows == len(self._arena.row_address):
+            self._arena = self._arena._replace(row_address=_doubled(self._arena.row_address))
+            self._pointers.put(self._arena)
+        block = np.empty((_ROWS_PER_BLOCK, self._num_words), np.int32)
+        self._blocks.append(block)
+        first = block.__array_interface__["data"][0]
+        self._arena.row_address[num_rows : num_rows + _ROWS_PER_BLOCK] = first + block.strides[0] * _ROW_NUMBERS
+        self._sizes[NUM_ROWS] = num_rows + _ROWS_PER_BLOCK
 
 
 def _new_arena(num_classes: int, max_fuel: int) -> Arena:
+    # What the kernels write before they read it need not be cleared; hash tables must be.
     arena = Arena(
         sizes=np.zeros(NUM_SIZES, np.int64),
-        node_start=np.zeros(_FIRST_NODES + 1, np.int32),
-        node_distance=np.zeros(_FIRST_NODES, np.int32),
-        node_hash=np.zeros(_FIRST_NODES, np.int64),
-        node_table=np.zeros(_FIRST_TABLE, np.int32),
-        frame_return=np.zeros(_FIRST_FRAMES, np.int32),
-        frame_count=np.zeros(_FIRST_FRAMES, np.int32),
-        frame_parent=np.zeros(_FIRST_FRAMES, np.int32),
-        configuration_start=np.zeros(_FIRST_CONFIGURATIONS + 1, np.int32),
-        configuration_accepts=np.zeros(_FIRST_CONFIGURATIONS, np.uint8),
-        configuration_distance=np.zeros(_FIRST_CONFIGURATIONS, np.int32),
-        configuration_hash=np.zeros(_FIRST_CONFIGURATIONS, np.int64),
-        configuration_table=np.zeros(_FIRST_TABLE, np.int32),
-        item_state=np.zeros(_FIRST_ITEMS, np.int32),
-        item_node=np.zeros(_FIRST_ITEMS, np.int32),
-        transitions=np.zeros(_FIRST_CONFIGURATIONS * num_classes, np.int32),
-        mask_row=np.zeros(_FIRST_CONFIGURATIONS, np.int32),
-        row_address=np.zeros(0, np.int64),
+        node_start=np.empty(_FIRST_NODES + 1, np.int32),
+        node_distance=np.empty(_FIRST_NODES, np.int32),
+        node_hash=np.empty(_FIRST_NODES, np.int64),
+        node_table=np.zeros(2 * _FIRST_NODES, np.int32),
+        frame_return=np.empty(_FIRST_FRAMES, np.int32),
+        frame_count=np.empty(_FIRST_FRAMES, np.int32),
+        frame_parent=np.empty(_FIRST_FRAMES, np.int32),
+        configuration_start=np.empty(_FIRST_CONFIGURATIONS + 1, np.int32),
+        configuration_accepts=np.empty(_FIRST_CONFIGURATIONS, np.uint8),
+        configuration_distance=np.empty(_FIRST_CONFIGURATIONS, np.int32),
+        configuration_hash=np.empty(_FIRST_CONFIGURATIONS, np.int64),
+        configuration_table=np.zeros(2 * _FIRST_CONFIGURATIONS, np.int32),
+        item_state=np.empty(_FIRST_ITEMS, np.int32),
+        item_node=np.empty(_FIRST_ITEMS, np.int32),
+        transitions=np.empty(_FIRST_CONFIGURATIONS * num_classes, np.int32),
+        mask_row=np.empty(_FIRST_CONFIGURATIONS, np.int32),
+        row_address=np.empty(_FIRST_ROWS, np.int64),
     )
+    arena.node_start[:2] = 0
+    arena.configuration_start[: FIRST_CONFIGURATION + 1] = 0
+    arena.configuration_accepts[:FIRST_CONFIGURATION] = 0
+    arena.mask_row[:FIRST_CONFIGURATION] = 0
     arena.sizes[NUM_NODES] = 1
     arena.sizes[NUM_CONFIGURATIONS] = FIRST_CONFIGURATION
     arena.sizes[NUM_CLASSES] = num_classes
@@ -244,21 +249,21 @@ def _new_arena(num_classes: int, max_fuel: int) -> Arena:
 
 def _new_scratch(tables: Tables, capacity: int, max_token_bytes: int, *, clock: int = 0) -> Scratch:
     num_states, num_rules = len(tables.is_accepting), len(tables.rule_start)
-    int32s = [np.zeros(capacity, np.int32) for _ in range(13)]
+    int32s = [np.empty(capacity, np.int32) for _ in range(13)]
     return Scratch(
         clock=np.array([clock], np.int64),
         # Stamps of zero are older than any clock, which counts from 1.
         state_stamp=np.zeros(num_states, np.int64),
-        state_head=np.zeros(num_states, np.int32),
+        state_head=np.empty(num_states, np.int32),
         seen_stamp=np.zeros(num_states, np.int64),
         rule_stamp=np.zeros(num_rules, np.int64),
-        rule_head=np.zeros(num_rules, np.int32),
-        rule_heap=np.zeros(num_rules, np.int32),
+        rule_head=np.empty(num_rules, np.int32),
+        rule_heap=np.empty(num_rules, np.int32),
         position_state=int32s[0],
         position_count=int32s[1],
         position_node=int32s[2],
         position_next=int32s[3],
-        position_done=np.zeros(capacity, np.uint8),
+        position_done=np.empty(capacity, np.uint8),
         entry_return=int32s[4],
         entry_count=int32s[5],
         entry_parent=int32s[6],
@@ -268,11 +273,11 @@ def _new_scratch(tables: Tables, capacity: int, max_token_bytes: int, *, clock: 
         frame_parent=int32s[10],
         item_state=int32s[11],
         item_node=int32s[12],
-        worklist=np.zeros(num_states, np.int32),
-        is_walked=np.zeros(capacity, np.uint8),
-        path=np.zeros(max_token_bytes + 2, np.int32),
-        base_path=np.zeros(max_token_bytes + 2, np.int32),
-        differs=np.zeros((max_token_bytes + 2) * 256, np.uint8),
+        worklist=np.empty(num_states, np.int32),
+        is_walked=np.empty(capacity, np.uint8),
+        path=np.empty(max_token_bytes + 2, np.int32),
+        base_path=np.empty(max_token_bytes + 2, np.int32),
+        differs=np.empty((max_token_bytes + 2) * 256, np.uint8),
     )
 
 
@@ -283,8 +288,7 @@ def _grown_arena(arena: Arena) -> Arena:
     if 2 * nodes > len(arena.node_hash):
         for name in ("node_start", "node_distance", "node_hash"):
             changes[name] = _doubled(getattr(arena, name))
-    if 2 * nodes >= len(arena.node_table):
-        changes["node_table"] = rehashed(arena.node_hash, 1, nodes, 4 * len(arena.node_table))
+        changes["node_table"] = rehashed(changes["node_hash"], 1, nodes, 2 * len(arena.node_table))
     if 2 * frames > len(arena.frame_return):
         for name in ("frame_return", "frame_count", "frame_parent"):
             changes[name] = _doubled(getattr(arena, name))
@@ -298,9 +302,8 @@ def _grown_arena(arena: Arena) -> Arena:
             "mask_row",
         ):
             changes[name] = _doubled(getattr(arena, name))
-    if 2 * configurations >= len(arena.configuration_table):
         changes["configuration_table"] = rehashed(
-            arena.configuration_hash, FIRST_CONFIGURATION, configurations, 4 * len(arena.configuration_table)
+            changes["configuration_hash"], FIRST_CONFIGURATION, configurations, 2 * len(arena.configuration_table)
         )
     if 2 * items > len(arena.item_state):
         for name in ("item_state", "item_node"):
@@ -313,6 +316,7 @@ def _grown_arena(arena: Arena) -> Arena:
 
 
 def _doubled(array: Any) -> Any:
-    grown = np.zeros(2 * len(array), array.dtype)
+    # The stores of starts have one entry more than the others: doubling keeps that true, with one to spare.
+    grown = np.empty(2 * len(array), array.dtype)
     grown[: len(array)] = array
     return grown

@@ -130,7 +130,7 @@ def intern_node(memory: int, returns: Int32s, counts: Int32s, parents: Int32s, n
         slot = (slot + 1) & mask
     node = a.sizes[NUM_NODES]
     start = a.sizes[NUM_FRAMES]
-    if node >= len(a.node_hash) or 2 * node > mask or start + n > len(a.frame_return):
+    if node >= len(a.node_hash) or start + n > len(a.frame_return):
         return GROW_ARENA
     distance = UNREACHABLE
     for i in range(n):
@@ -185,7 +185,7 @@ def intern_configuration(memory: int, states: Int32s, nodes: Int32s, n: int, acc
         slot = (slot + 1) & mask
     configuration = a.sizes[NUM_CONFIGURATIONS]
     start = a.sizes[NUM_ITEMS]
-    if configuration >= len(a.configuration_hash) or 2 * configuration > mask or start + n > len(a.item_state):
+    if configuration >= len(a.configuration_hash) or start + n > len(a.item_state):
         return GROW_ARENA
     distance = i64(UNREACHABLE)
     if accepts == 1:
@@ -204,6 +204,7 @@ def intern_configuration(memory: int, states: Int32s, nodes: Int32s, n: int, acc
                 a.transitions[cell] = UNKNOWN
     a.configuration_start[configuration + 1] = start + n
     a.configuration_accepts[configuration] = accepts
+    a.mask_row[configuration] = 0
     a.configuration_distance[configuration] = distance
     a.configuration_hash[configuration] = h
     a.configuration_table[slot] = configuration

@@ -235,18 +235,20 @@ class _Emitter:
             return
         weight = _weight(body)
         body_rule = self._body_rule(body) if weight > MAX_COPIED_STATES and times * weight > MAX_UNROLLED else None
+        loop = None if maximum is not None else network.new_state()
         for i in range(times):
-            is_last = i == times - 1 and maximum is not None
-            middle = target if is_last else network.new_state()
+            is_last = i == times - 1
+            middle = network.new_state() if not is_last else target if loop is None else loop
             if body_rule is None:
                 self._emit(body, source, middle)
             else:
                 network.calls.append((source, body_rule, middle))
-            if i + 1 >= minimum and not is_last and maximum is not None:
+            if i + 1 >= minimum and not is_last:
                 network.epsilons.append((middle, target))
             source = middle
-        if maximum is None:
-            self._emit_repeat(body, 0, None, source, target)
+        if loop is not None:
+            network.epsilons.append((loop, target))
+            self._emit(body, loop, loop)
 
     def _counting_rule(self, body: Expression, minimum: int, maximum: int) -> int:
         network = self.network

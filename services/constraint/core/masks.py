@@ -31,6 +31,7 @@ from services.constraint.core.tables import (
     MISSING_SPAN,
     NUM_CLASSES,
     NUM_MASKS,
+    NUM_ROWS,
     UNKNOWN,
     WANTED_SPAN,
     Int32s,
@@ -70,7 +71,7 @@ def _new_mask(memory: int, configuration: int, base: int, base_row: int) -> int:
     """Compute a mask and remember it: from that of `base` where there is one, else from nothing."""
     a, v = arena(memory), vocabulary_arrays(memory)
     number = a.sizes[NUM_MASKS]
-    if number >= len(a.row_address):
+    if number >= a.sizes[NUM_ROWS]:
         return GROW_MASKS
     num_words = (len(v.text_start) + 30) // 32
     row = row_at(a.row_address[number], num_words)

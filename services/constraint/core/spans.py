@@ -25,7 +25,6 @@ import numpy.typing as npt
 
 from services.constraint.core.compiling import compiled
 from services.constraint.core.interning import mix
-from services.constraint.core.trie_layout import build_trie
 from services.constraint.core.tables import (
     Int32s,
     Int64s,
@@ -39,6 +38,7 @@ from services.constraint.core.tables import (
     tables,
     trie_arrays,
 )
+from services.constraint.core.trie_layout import build_trie
 
 # Sets of inside tokens kept by the most units that they may begin; tokens that begin more are listed one by one.
 NUM_COUNTED_ROWS: Final = 16
@@ -404,9 +404,7 @@ def _places(memory: int, entry: int, loop: int, kind: int, limit: int, found: In
 
 
 @compiled
-def _automaton(
-    memory: int, entry: int, loop: int, kind: int, limit: int
-) -> tuple[npt.NDArray[np.int16], Uint8s]:
+def _automaton(memory: int, entry: int, loop: int, kind: int, limit: int) -> tuple[npt.NDArray[np.int16], Uint8s]:
     """Return (following, may_end) of the span that begins in `entry`; places are numbered breadth first.
 
     A rule has one more place: behind its end, from where nothing follows.

@@ -18,6 +18,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np import arrayobj
 
+from services.constraint.core.compiling import compiled
+
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
 Uint8s = npt.NDArray[np.uint8]
@@ -25,7 +27,6 @@ Uint8s = npt.NDArray[np.uint8]
 # Scalars in kernels are int64 throughout: a kernel is compiled once more for each other type that it is called with.
 i64 = cast(Callable[[Any], int], np.int64)
 
-# Zero is what fresh memory holds, so that nothing has to be filled before it is used.
 UNKNOWN: Final = 0
 DEAD: Final = 1
 FIRST_CONFIGURATION: Final = 2
@@ -55,7 +56,8 @@ WANTED_SPAN: Final = 7
 MAX_FUEL: Final = 8  # what FUEL begins with
 LOW_BYTE: Final = 9  # the latest step does the same for all bytes from LOW_BYTE to HIGH_BYTE
 HIGH_BYTE: Final = 10
-NUM_SIZES: Final = 11
+NUM_ROWS: Final = 11  # rows of masks that there is memory for
+NUM_SIZES: Final = 12
 
 
 class Tables(NamedTuple):
@@ -194,9 +196,29 @@ class PointerTable:
     def put(self, group: Any, *, first_slot: int | None = None) -> None:
         """Put a group in its place, or at `first_slot` in a table of its own."""
         self._kept[type(group)] = group
-        slot = 2 * (_FIRST_SLOT[type(group)] if first_slot is None else first_slot)
-        words = [word for array in group for word in (array.ctypes.data, len(array))]
-        self._words[slot : slot + len(words)] = words
+        slot = _FIRST_SLOT[type(group)] if first_slot is None else first_slot
+        _write_addresses(self.address + 16 * slot, group)
+
+
+@intrinsic  # type: ignore[misc]
+def _store_addresses(_typing_context: Any, address: Any, group: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        word = ir.IntType(64)
+        table = builder.inttoptr(arguments[0], word.as_pointer())
+        for index, field in enumerate(signature.args[1].types):
+            array = arrayobj.make_array(field)(context, builder, builder.extract_value(arguments[1], index))
+            data = builder.ptrtoint(array.data, word)
+            for offset, value in enumerate((data, array.nitems)):
+                builder.store(value, builder.gep(table, [ir.Constant(word, 2 * index + offset)]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, group), generate
+
+
+@compiled
+def _write_addresses(address: int, group: Any) -> None:
+    """Write address and length of each array of a group to a pointer table, from `address` on."""
+    _store_addresses(address, group)
 
 
 _ELEMENT = {Int32s: types.int32, Int64s: types.int64, Uint8s: types.uint8}

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from services.constraint.core.compiling import compiled
-from services.constraint.core.mask_pool import MaskPool
 from services.constraint.core.spans import VocabularySpans
 from services.constraint.core.tables import PointerTable, TrieArrays, Uint8s, VocabularyArrays
 from services.constraint.core.trie_layout import build_trie
@@ -34,7 +33,6 @@ class TokenTrie:
         self.usable_bytes[[token[0] for token, _ in tokens if len(token) == 1]] = 1
         num_words = bitmask_words(vocabulary.vocab_size)
         self.spans = VocabularySpans(self._pointers.address, text, offsets, num_words)
-        self.masks = MaskPool(num_words)
         self.vocabulary_arrays = VocabularyArrays(
             np.array([self._pointers.address], np.int64),
             *_joined([token or b"" for token in vocabulary.token_bytes]),

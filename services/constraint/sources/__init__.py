@@ -48,4 +48,13 @@ def common_grammar() -> Grammar:
     return of_json()
 
 
-__all__ = ["BuiltSource", "ConstraintSource", "KeywordReport", "Kind", "SourceOptions", "Whitespace", "build", "common_grammar"]
+__all__ = [
+    "BuiltSource",
+    "ConstraintSource",
+    "KeywordReport",
+    "Kind",
+    "SourceOptions",
+    "Whitespace",
+    "build",
+    "common_grammar",
+]

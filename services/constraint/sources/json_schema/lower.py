@@ -46,7 +46,13 @@ from services.constraint.sources.json_schema.nodes import (
     String,
 )
 from services.constraint.sources.json_schema.schema import Schema
-from services.constraint.sources.json_schema.strings import ANY_CHARACTER, ANY_STRING, PLAIN_CHARACTER, PLAIN_STRING, string
+from services.constraint.sources.json_schema.strings import (
+    ANY_CHARACTER,
+    ANY_STRING,
+    PLAIN_CHARACTER,
+    PLAIN_STRING,
+    string,
+)
 from services.constraint.sources.source import Whitespace
 from services.rpckit.status import GrammarSyntax, GrammarTooLarge, UnsatisfiableGrammar, UnsupportedConstruct
 
