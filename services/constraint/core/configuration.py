@@ -11,10 +11,12 @@ import numpy.typing as npt
 from services.constraint.core import kernel, masks
 from services.constraint.core.compiled_grammar import CompiledGrammar, CorruptGrammarError
 from services.constraint.core.interning import rehashed
+from services.constraint.core.pointers import PointerTable
 from services.constraint.core.spans import GrammarSpans
 from services.constraint.core.tables import (
     DEAD,
     FIRST_CONFIGURATION,
+    FIRST_SLOT,
     FUEL,
     GROW_ARENA,
     GROW_MASKS,
@@ -28,13 +30,15 @@ from services.constraint.core.tables import (
     NUM_NODES,
     NUM_ROWS,
     NUM_SIZES,
+    NUM_SLOTS,
     OUT_OF_FUEL,
     UNREACHABLE,
     WANTED_SPAN,
     Arena,
-    PointerTable,
     Scratch,
+    SpanArrays,
     Tables,
+    VocabularyArrays,
 )
 from services.constraint.core.trie import TokenTrie
 from services.rpckit.status import OutOfFuel
@@ -77,24 +81,27 @@ class Configurations:
         self._max_bytes = max_bytes
         self._max_mask_bytes = max_mask_bytes
         self._max_fuel = max_fuel
-        self._pointers = PointerTable()
-        self._pointers.put(compiled.tables)
-        self._pointers.put(trie.vocabulary_arrays)
+        self._pointers = PointerTable(NUM_SLOTS)
+        self._put(compiled.tables)
+        self._put(trie.vocabulary_arrays)
         self._scratch = _new_scratch(compiled.tables, _FIRST_SCRATCH, trie.max_token_bytes)
-        self._pointers.put(self._scratch)
+        self._put(self._scratch)
         num_states = len(compiled.tables.is_accepting)
         self._spans = GrammarSpans(self._pointers.address, num_states, trie.spans, is_common=is_common)
-        self._pointers.put(self._spans.arrays)
+        self._put(self._spans.arrays)
         if is_common:
             self._spans.provide_all()
         self._arena = _new_arena(int(compiled.tables.byte_class.max()) + 1, max_fuel)
-        self._pointers.put(self._arena)
+        self._put(self._arena)
         self._num_words = bitmask_words(trie.vocabulary.vocab_size)
         self._blocks: list[npt.NDArray[np.int32]] = []
         self._rows: dict[int, memoryview] = {}
         self._sizes = self._arena.sizes
         self._make_room_for_masks()
         self.start = self.call(kernel.start_configuration, compiled.start_rule, int(compiled.accepts_empty))
+
+    def _put(self, group: Tables | VocabularyArrays | SpanArrays | Arena | Scratch) -> None:
+        self._pointers.put(group, FIRST_SLOT[type(group)])
 
     @property
     def memory(self) -> int:
@@ -177,7 +184,7 @@ class Configurations:
             return
         if code == GROW_ARENA:
             self._arena = _grown_arena(self._arena)
-            self._pointers.put(self._arena)
+            self._put(self._arena)
         else:
             assert code == GROW_SCRATCH, code
             self._scratch = _new_scratch(
@@ -186,7 +193,7 @@ class Configurations:
                 self._trie.max_token_bytes,
                 clock=int(self._scratch.clock[0]),
             )
-            self._pointers.put(self._scratch)
+            self._put(self._scratch)
         if self.num_bytes - self._num_mask_bytes > self._max_bytes:
             raise OutOfFuel(
                 f"the grammar's states take more than {self._max_bytes} bytes (limit max_grammar_bytes)",
@@ -203,7 +210,7 @@ class Configurations:
         num_rows = len(self._blocks) * _ROWS_PER_BLOCK
         if num_rows == len(self._arena.row_address):
             self._arena = self._arena._replace(row_address=_doubled(self._arena.row_address))
-            self._pointers.put(self._arena)
+            self._put(self._arena)
         block = np.empty((_ROWS_PER_BLOCK, self._num_words), np.int32)
         self._blocks.append(block)
         first = block.__array_interface__["data"][0]

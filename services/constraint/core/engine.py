@@ -6,9 +6,12 @@ What is made when: a `TokenTrie` once per vocabulary; a `CompiledGrammar` once p
 
 from __future__ import annotations
 
+import numpy as np
+
 from services.constraint.core.compiled_grammar import FORMAT_VERSION, CompiledGrammar, CorruptGrammarError
 from services.constraint.core.grammar import Alternation, Automaton, ByteRange, Bytes, Grammar, Repeat, Sequence
 from services.constraint.core.heap import keep_freed_memory
+from services.constraint.core.interning import rehashed
 from services.constraint.core.lowering import lower
 from services.constraint.core.matcher import TERMINATED, Forcing, Guidance, Matcher, MatcherLimits
 from services.constraint.core.trie import TokenTrie
@@ -38,6 +41,7 @@ def warm_up(trie: TokenTrie, common: Grammar | None = None) -> None:
     The rules and loops of `common` are worked out for all grammars of this vocabulary that have them too.
     """
     keep_freed_memory(_READY_BYTES)
+    rehashed(np.zeros(1, np.int64), 0, 0, 2)  # otherwise first met when a grammar outgrows its stores
     pair = Sequence((ByteRange(97, 98), ByteRange(97, 122)))
     unless = Automaton(
         0,

@@ -135,9 +135,7 @@ class _Rewriter:
         self._graph = graph
         self._max_states = max_states
         self._edges: dict[int, list[tuple[int, int, int]]] = {}
-        for source, low, high, target in zip(
-            network.edge_source, network.edge_low, network.edge_high, network.edge_target, strict=True
-        ):
+        for source, low, high, target in network.edges:
             self._edges.setdefault(source, []).append((low, high, target))
 
     def loop(self, rule: int, circle: frozenset[int]) -> tuple[int, int]:
@@ -149,7 +147,7 @@ class _Rewriter:
         for member in members:
             for state in graph.frontier(member):
                 for low, high, target in self._edges.get(state, ()):
-                    network.add_edge(start, low, high, self._copy(target, copies))
+                    network.edges.append((start, low, high, self._copy(target, copies)))
                 for callee, ret in graph.calls.get(state, ()):
                     behind = self._copy(ret, copies)
                     if callee in circle:
@@ -184,7 +182,7 @@ class _Rewriter:
                 return copies[target]
 
             for low, high, target in self._edges.get(original, ()):
-                network.add_edge(copy, low, high, copy_of(target))
+                network.edges.append((copy, low, high, copy_of(target)))
             network.epsilons.extend((copy, copy_of(target)) for target in graph.epsilons.get(original, ()))
             network.calls.extend((copy, callee, copy_of(ret)) for callee, ret in graph.calls.get(original, ()))
             if network.num_states > self._max_states:

@@ -16,6 +16,7 @@ Nothing is determinised here: the kernel does that lazily, by interning configur
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 
@@ -46,16 +47,10 @@ MIN_CHARACTER_BYTES = 16
 
 @dataclass(slots=True)
 class Network:
-    """Rules as automata, while they are made: parallel lists, one entry per edge.
-
-    States are numbered over all rules.
-    """
+    """Rules as automata, while they are made. States are numbered over all rules."""
 
     num_states: int = 0
-    edge_source: list[int] = field(default_factory=list)
-    edge_low: list[int] = field(default_factory=list)
-    edge_high: list[int] = field(default_factory=list)
-    edge_target: list[int] = field(default_factory=list)
+    edges: list[tuple[int, int, int, int]] = field(default_factory=list)  # (source, low byte, high byte, target)
     epsilons: list[tuple[int, int]] = field(default_factory=list)
     calls: list[tuple[int, int, int]] = field(default_factory=list)  # (state, rule, return state)
     rule_start: list[int] = field(default_factory=list)
@@ -73,13 +68,6 @@ class Network:
         self.rule_start.append(self.new_state())
         self.rule_accept.append(self.new_state())
         return len(self.rule_start) - 1
-
-    def add_edge(self, source: int, low: int, high: int, target: int) -> None:
-        """Add an edge for the bytes from low to high."""
-        self.edge_source.append(source)
-        self.edge_low.append(low)
-        self.edge_high.append(high)
-        self.edge_target.append(target)
 
 
 def lower(grammar: Grammar, *, max_states: int) -> CompiledGrammar:
@@ -150,13 +138,12 @@ class _Emitter:
                 if not value:
                     network.epsilons.append((source, target))
                     return
-                for byte in value[:-1]:
-                    middle = network.new_state()
-                    network.add_edge(source, byte, byte, middle)
-                    source = middle
-                network.add_edge(source, value[-1], value[-1], target)
+                first = network.num_states
+                network.num_states += len(value) - 1
+                middles = range(first, network.num_states)
+                network.edges.extend(zip((source, *middles), value, value, (*middles, target), strict=True))
             case ByteRange(low, high):
-                network.add_edge(source, low, high, target)
+                network.edges.append((source, low, high, target))
             case Sequence(parts):
                 if not parts:
                     network.epsilons.append((source, target))
@@ -187,7 +174,7 @@ class _Emitter:
                 child = children.get((state, byte))
                 if child is None:
                     child = children[state, byte] = network.new_state()
-                    network.add_edge(state, byte, byte, child)
+                    network.edges.append((state, byte, byte, child))
                 state = child
             network.epsilons.append((state, target))
 
@@ -203,8 +190,7 @@ class _Emitter:
         for state in sorted(left | entered | {automaton.start, *automaton.accepting}):
             if state not in number:
                 number[state] = network.new_state()
-        for a, low, high, b in automaton.edges:
-            network.add_edge(number[a], low, high, number[b])
+        network.edges += [(number[a], low, high, number[b]) for a, low, high, b in automaton.edges]
         network.bases.update((number[state], number[base]) for state, base in automaton.bases)
         if automaton.start in entered:
             network.epsilons.append((source, number[automaton.start]))
@@ -236,10 +222,13 @@ class _Emitter:
         weight = _weight(body)
         body_rule = self._body_rule(body) if weight > MAX_COPIED_STATES and times * weight > MAX_UNROLLED else None
         loop = None if maximum is not None else network.new_state()
+        ranges = _byte_ranges(body)
         for i in range(times):
             is_last = i == times - 1
             middle = network.new_state() if not is_last else target if loop is None else loop
-            if body_rule is None:
+            if ranges is not None:
+                network.edges += [(source, low, high, middle) for low, high in ranges]
+            elif body_rule is None:
                 self._emit(body, source, middle)
             else:
                 network.calls.append((source, body_rule, middle))
@@ -266,6 +255,19 @@ class _Emitter:
             rule = self._bodies[id(body)] = self.network.new_rule()
             self._waiting.append((rule, body))
         return rule
+
+
+def _byte_ranges(expression: Expression) -> list[tuple[int, int]] | None:
+    """Return the ranges of an expression that is one byte, None for others."""
+    match expression:
+        case ByteRange(low, high):
+            return [(low, high)]
+        case Bytes(value) if len(value) == 1:
+            return [(value[0], value[0])]
+        case Alternation(options) if options:
+            found = [_byte_ranges(option) for option in options]
+            return None if None in found else [range_ for ranges in found for range_ in ranges or ()]
+    return None
 
 
 def _is_character(expression: Expression) -> bool:
@@ -355,14 +357,10 @@ def _rows(num_states: int, sources: Int32s) -> tuple[Int32s, Int32s]:
 def _flatten(network: Network, order: list[int], start: int, *, accepts_empty: bool) -> CompiledGrammar:
     num_states = network.num_states
     new_number = {rule: number for number, rule in enumerate(order)}
-    edge_low = np.array(network.edge_low, np.uint8)
-    by_low = np.argsort(edge_low, kind="stable")
-    by_source, edge_start = _rows(num_states, np.array(network.edge_source, np.int32)[by_low])
-    edge_order = by_low[by_source]
-    edge_low = edge_low[edge_order]
-    edge_high = np.array(network.edge_high, np.uint8)[edge_order]
-    edge_target = np.array(network.edge_target, np.int32)[edge_order]
-
+    edges = np.fromiter(chain.from_iterable(network.edges), np.int32, 4 * len(network.edges)).reshape(-1, 4)
+    edges = edges[np.argsort(edges[:, 1], kind="stable")]
+    edge_order, edge_start = _rows(num_states, edges[:, 0])
+    edges = edges[edge_order]
     epsilons = np.array(network.epsilons, np.int32).reshape(-1, 2)
     epsilon_order, epsilon_start = _rows(num_states, epsilons[:, 0])
     epsilon_target = np.ascontiguousarray(epsilons[epsilon_order, 1])
@@ -386,9 +384,9 @@ def _flatten(network: Network, order: list[int], start: int, *, accepts_empty: b
 
     tables = Tables(
         edge_start=edge_start,
-        edge_low=edge_low,
-        edge_high=edge_high,
-        edge_target=edge_target,
+        edge_low=edges[:, 1].astype(np.uint8),
+        edge_high=edges[:, 2].astype(np.uint8),
+        edge_target=np.ascontiguousarray(edges[:, 3]),
         epsilon_start=epsilon_start,
         epsilon_target=epsilon_target,
         call_start=call_start,

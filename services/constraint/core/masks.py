@@ -21,6 +21,7 @@ import numpy as np
 from services.constraint.core.compiling import compiled
 from services.constraint.core.interning import intern_configuration
 from services.constraint.core.kernel import accept_token, transition
+from services.constraint.core.pointers import row_at
 from services.constraint.core.spans import NUM_COUNTED_ROWS, span_table
 from services.constraint.core.tables import (
     DEAD,
@@ -37,7 +38,6 @@ from services.constraint.core.tables import (
     Int32s,
     arena,
     i64,
-    row_at,
     scratch,
     span_arrays,
     tables,
@@ -207,6 +207,9 @@ def _fill_span(memory: int, state: int, node: int, is_first: bool, row: Int32s) 
     is_clear = _is_clear(memory, state, node, behind)
     if t.is_counted[0] == 1 and not is_clear:
         return 0
+    if not is_clear and t.crossing[0] == 0:
+        a.sizes[WANTED_SPAN] = -i64(s.state_span[state])
+        return MISSING_SPAN
     _add_inside(address, remaining, is_first, row)
     if is_clear:
         code = _walk_exits(memory, address, behind, needed, remaining, row)
@@ -253,10 +256,7 @@ def _add_inside(span: int, remaining: int, is_first: bool, row: Int32s) -> None:
     """Add the tokens that stay in the span and begin at most `remaining` units, to nothing where `is_first`."""
     t = span_table(span)
     num_words = len(row)
-    if remaining >= t.most_begun[0]:
-        number = i64(0)
-    else:
-        number = i64(min(remaining, NUM_COUNTED_ROWS))
+    number = i64(0) if remaining >= t.most_begun[0] else min(remaining, i64(NUM_COUNTED_ROWS))
     start = number * num_words
     if is_first:
         row[:] = t.inside[start : start + num_words]
@@ -340,8 +340,7 @@ def _note_differences(memory: int, configuration: int, base: int, level: int) ->
 @compiled
 def _walk_difference(memory: int, configuration: int, base: int, row: Int32s) -> int:
     """Make the mask of `base` that of `configuration`: visit the tokens on whose way the two are not the same."""
-    g, a, w, v = tables(memory), arena(memory), scratch(memory), vocabulary_arrays(memory)
-    t = trie_arrays(v.trie[0])
+    w, t = scratch(memory), trie_arrays(vocabulary_arrays(memory).trie[0])
     w.path[0], w.base_path[0] = configuration, base
     code = _note_differences(memory, configuration, base, i64(0))
     if code < 0:

@@ -25,20 +25,19 @@ import numpy.typing as npt
 
 from services.constraint.core.compiling import compiled
 from services.constraint.core.interning import mix
+from services.constraint.core.pointers import PointerTable, reader
 from services.constraint.core.tables import (
     Int32s,
     Int64s,
-    PointerTable,
     SpanArrays,
     TrieArrays,
     Uint8s,
     i64,
-    reader,
     scratch,
     tables,
     trie_arrays,
 )
-from services.constraint.core.trie_layout import build_trie
+from services.constraint.core.trie_layout import build_trie, order_of_words
 
 # Sets of inside tokens kept by the most units that they may begin; tokens that begin more are listed one by one.
 NUM_COUNTED_ROWS: Final = 16
@@ -80,7 +79,7 @@ class SpanTable(NamedTuple):
     token_start: Int32s
     token_id: Int32s
     token_completed: Int32s  # units before the remainder
-    crossing: Int64s  # (1,) address of the trie of all tokens that complete a unit and do not stay inside
+    crossing: Int64s  # (1,) address of the trie of all tokens that pass an end and do not stay inside; 0: not made yet
 
 
 span_table = reader(SpanTable)
@@ -116,45 +115,37 @@ class VocabularySpans:
     @property
     def num_bytes(self) -> int:
         """Bytes of all tables."""
-        return sum(made.num_bytes for places in list(self._tables.values()) for made in list(places.values()))
+        made = [made for places in list(self._tables.values()) for made in list(places.values())]
+        return sum(array.nbytes for one in made for array in one.table)
 
     def known(self, automaton: Automaton) -> dict[int, int]:
         """Return the addresses of the pointer tables of an automaton's SpanTables, by place, as far as they are made."""
         return {place: made.pointers.address for place, made in self._tables.get(automaton.key, {}).items()}
 
-    def address(self, automaton: Automaton, place: int) -> int:
-        """Return the address of the pointer table of the SpanTable of a place."""
+    def address(self, automaton: Automaton, place: int, *, with_crossing: bool = False) -> int:
+        """Return the address of the pointer table of the SpanTable of a place, made where it is not there yet."""
         with self._lock:
             places = self._tables.setdefault(automaton.key, {})
-            if place not in places:
-                places[place] = self._make(automaton, place)
-            return places[place].pointers.address
+            made = places.get(place)
+            if made is None:
+                made = places[place] = self._make(automaton, place)
+            if with_crossing and made.crossing is None:
+                self._add_crossing(automaton, place, made)
+            return made.pointers.address
 
     def _make(self, automaton: Automaton, place: int) -> _Made:
         is_loop = automaton.kind != RULE
         is_counted = automaton.kind == COUNTED
-        inside, exits, crossing = _scan(self._trie, automaton.following, automaton.may_end, place, is_loop)
+        inside, exits = _scan(self._trie, automaton.following, automaton.may_end, place, is_loop)
         inside_id, inside_begun = inside
         exit_token, exit_offset, exit_completed = exits
-        order = np.argsort(inside_begun, kind="stable")
-        inside_id, inside_begun = inside_id[order], inside_begun[order]
         rows = np.zeros((1 + NUM_COUNTED_ROWS if is_counted else 1, self._num_words), np.int32)
-        _set_all(rows[0], inside_id)
-        for begun in range(1, len(rows)):
-            _set_all(rows[begun], inside_id[: np.searchsorted(inside_begun, begun, "right")])
-        is_long = inside_begun > NUM_COUNTED_ROWS
-        remainders = [
-            self._text[self._offsets[token] + offset : self._offsets[token + 1]].tobytes()
-            for token, offset in zip(exit_token.tolist(), exit_offset.tolist(), strict=True)
-        ]
-        by_remainder = sorted(range(len(remainders)), key=remainders.__getitem__)
-        exit_trie = _trie_of([remainders[index] for index in by_remainder], _ids(self._trie, exit_token[by_remainder]))
-        crossing_trie = _trie_of(
-            [self._text[self._offsets[i] : self._offsets[i + 1]].tobytes() for i in crossing.tolist()],
-            _ids(self._trie, crossing),
-        )
-        crossing_pointers = PointerTable(len(TrieArrays._fields))
-        crossing_pointers.put(crossing_trie, first_slot=0)
+        _fill_rows(rows, inside_id, inside_begun)
+        is_long = np.flatnonzero(inside_begun > NUM_COUNTED_ROWS)
+        is_long = is_long[np.argsort(inside_begun[is_long])]
+        starts, ends = self._offsets[exit_token] + exit_offset, self._offsets[exit_token + 1]
+        order = order_of_words(self._text, starts, ends)
+        exit_trie = build_trie(self._text, starts[order], ends[order])
         going_on = np.zeros(257, np.int32)
         np.cumsum((automaton.following[automaton.may_end == 1] != _BROKEN).any(axis=0), out=going_on[1:])
         table = SpanTable(
@@ -167,32 +158,31 @@ class VocabularySpans:
             inside=rows.reshape(-1),
             long_token=inside_id[is_long],
             long_begun=inside_begun[is_long],
-            byte=exit_trie.byte,
-            depth=exit_trie.depth,
-            end=exit_trie.end,
-            token_start=exit_trie.token_start,
-            token_id=exit_trie.token_id,
-            token_completed=exit_completed[by_remainder],
-            crossing=np.array([crossing_pointers.address], np.int64),
+            byte=exit_trie[0],
+            depth=exit_trie[1],
+            end=exit_trie[2],
+            token_start=exit_trie[3],
+            token_id=_ids(self._trie, exit_token[order]),
+            token_completed=exit_completed[order],
+            crossing=np.zeros(1, np.int64),
         )
         pointers = PointerTable(len(SpanTable._fields))
-        pointers.put(table, first_slot=0)
-        num_bytes = sum(array.nbytes for array in (*table, *crossing_trie))
-        return _Made(pointers, crossing_pointers, num_bytes)
+        pointers.put(table)
+        return _Made(pointers, table)
+
+    def _add_crossing(self, automaton: Automaton, place: int, made: _Made) -> None:
+        tokens = _crossing(self._trie, automaton.following, automaton.may_end, place)
+        starts, ends = self._offsets[tokens], self._offsets[tokens + 1]
+        made.crossing = PointerTable(len(TrieArrays._fields))
+        made.crossing.put(TrieArrays(*build_trie(self._text, starts, ends), _ids(self._trie, tokens)))
+        made.table.crossing[0] = made.crossing.address
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Made:
     pointers: PointerTable
-    crossing: PointerTable  # kept alive: the table has its address
-    num_bytes: int
-
-
-def _trie_of(sorted_tokens: list[bytes], token_id: Int32s) -> TrieArrays:
-    offsets = np.zeros(len(sorted_tokens) + 1, np.int64)
-    np.cumsum([len(token) for token in sorted_tokens], out=offsets[1:])
-    text = np.frombuffer(b"".join(sorted_tokens), np.uint8)
-    return TrieArrays(*build_trie(text, offsets), token_id)
+    table: SpanTable
+    crossing: PointerTable | None = None
 
 
 def _shortest(automaton: Automaton, place: int) -> Uint8s:
@@ -218,27 +208,33 @@ def _ids(trie: int, tokens: Int32s) -> Int32s:
 
 
 @compiled
-def _set_all(row: Int32s, token_ids: Int32s) -> None:
-    for token_id in token_ids:
-        row[token_id >> 5] |= np.int32(1) << np.int32(token_id & 31)
+def _fill_rows(rows: npt.NDArray[np.int32], token_ids: Int32s, begun: Int32s) -> None:
+    """Set the tokens' bits in row 0, and of those that begin at most r units in each further row r."""
+    for i in range(len(token_ids)):
+        word, bit = token_ids[i] >> 5, np.int32(1) << np.int32(token_ids[i] & 31)
+        rows[0, word] |= bit
+        if begun[i] < len(rows):
+            rows[begun[i], word] |= bit
+    for number in range(2, len(rows)):
+        for word in range(rows.shape[1]):
+            rows[number, word] |= rows[number - 1, word]
 
 
 @compiled
 def _scan(
     trie: int, following: npt.NDArray[np.int16], may_end: Uint8s, entry: int, is_loop: bool
-) -> tuple[tuple[Int32s, Int32s], tuple[Int32s, Int32s, Int32s], Int32s]:
-    """Sort all tokens by what they do in a span that is entered in the place `entry`.
+) -> tuple[tuple[Int32s, Int32s], tuple[Int32s, Int32s, Int32s]]:
+    """Find what all tokens do in a span that is entered in the place `entry`.
 
-    Return ((token id, units begun) of each that stays inside, (token, length before the remainder, units completed) of
-    each that exits, tokens that pass an end and do not stay inside). A rule counts as one unit. Tokens without "id" are
-    places in the order of bytes.
+    Return (token id, units begun) of each that stays inside, and (token, length before the remainder, units completed)
+    of each that exits. A rule counts as one unit. Tokens without "id" are places in the order of bytes.
     """
     t = trie_arrays(trie)
     num_tokens = len(t.token_id)
     inside_id, inside_begun = np.empty(num_tokens, np.int32), np.empty(num_tokens, np.int32)
     exit_token, exit_offset = np.empty(num_tokens, np.int32), np.empty(num_tokens, np.int32)
-    exit_completed, crossing = np.empty(num_tokens, np.int32), np.empty(num_tokens, np.int32)
-    num_inside, num_exits, num_crossing = i64(0), i64(0), i64(0)
+    exit_completed = np.empty(num_tokens, np.int32)
+    num_inside, num_exits = i64(0), i64(0)
     deepest = i64(0)
     for depth in t.depth:
         deepest = max(deepest, i64(depth))
@@ -249,15 +245,12 @@ def _scan(
         depth = i64(t.depth[i])
         target = i64(following[place[depth], t.byte[i]])
         if target == _BROKEN:
-            if completed[depth] > 0:
+            if completed[depth] > 0 and may_end[place[depth]] == 1:
                 for token in range(t.token_start[i], t.token_start[t.end[i]]):
-                    crossing[num_crossing] = token
-                    num_crossing += 1
-                    if may_end[place[depth]] == 1:
-                        exit_token[num_exits] = token
-                        exit_offset[num_exits] = depth
-                        exit_completed[num_exits] = completed[depth]
-                        num_exits += 1
+                    exit_token[num_exits] = token
+                    exit_offset[num_exits] = depth
+                    exit_completed[num_exits] = completed[depth]
+                    num_exits += 1
             i = i64(t.end[i])
             continue
         place[depth + 1] = target
@@ -273,8 +266,35 @@ def _scan(
     return (
         (inside_id[:num_inside].copy(), inside_begun[:num_inside].copy()),
         (exit_token[:num_exits].copy(), exit_offset[:num_exits].copy(), exit_completed[:num_exits].copy()),
-        crossing[:num_crossing].copy(),
     )
+
+
+@compiled
+def _crossing(trie: int, following: npt.NDArray[np.int16], may_end: Uint8s, entry: int) -> Int32s:
+    """Return the tokens, as places in the order of bytes, that pass an end of a span and then leave its automaton."""
+    t = trie_arrays(trie)
+    crossing = np.empty(len(t.token_id), np.int32)
+    n = i64(0)
+    deepest = i64(0)
+    for depth in t.depth:
+        deepest = max(deepest, i64(depth))
+    place, has_passed = np.zeros(deepest + 2, np.int64), np.zeros(deepest + 2, np.uint8)
+    place[0] = entry
+    i = i64(0)
+    while i < len(t.byte):
+        depth = i64(t.depth[i])
+        target = i64(following[place[depth], t.byte[i]])
+        if target == _BROKEN:
+            if has_passed[depth] == 1:
+                for token in range(t.token_start[i], t.token_start[t.end[i]]):
+                    crossing[n] = token
+                    n += 1
+            i = i64(t.end[i])
+            continue
+        place[depth + 1] = target
+        has_passed[depth + 1] = has_passed[depth] | may_end[target]
+        i += 1
+    return crossing[:n].copy()
 
 
 class GrammarSpans:
@@ -305,10 +325,14 @@ class GrammarSpans:
         self._take_what_is_known()
 
     def provide(self, span: int) -> None:
-        """Make, or find, the table of the span whose address a kernel found missing."""
+        """Make, or find, the table of a span that a kernel found missing; of ~span, that of what crosses its end too."""
+        with_crossing = span < 0
+        span = ~span if with_crossing else span
         state = self._states[span]
         automaton = self._automaton(int(self._loop[state]), int(self._kind[state]))
-        self.arrays.address[span] = self._vocabulary.address(automaton, int(self._place[state]))
+        self.arrays.address[span] = self._vocabulary.address(
+            automaton, int(self._place[state]), with_crossing=with_crossing
+        )
 
     def provide_all(self) -> None:
         """Make the tables of all spans."""

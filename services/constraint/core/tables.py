@@ -1,24 +1,18 @@
-"""The arrays that the kernels walk, and how a kernel reaches them.
+"""The arrays that the kernels walk, in groups.
 
-A grammar's tables, the store of its configurations, work space, a vocabulary's trie. A kernel is called with one
-number, the address of a `PointerTable`: passing the arrays themselves would cost more than most masks do (unboxing
-takes 0.15 us an array), and handing them from kernel to kernel copies seven words for each.
+A grammar's tables, the store of its configurations, work space, a vocabulary's trie. `pointers.py` says how a kernel
+gets to them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, cast, get_type_hints
+from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
-from numba.np import arrayobj
 
-from services.constraint.core.compiling import compiled
+from services.constraint.core.pointers import reader
 
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
@@ -178,112 +172,16 @@ class SpanArrays(NamedTuple):
     difference: Uint8s  # the bytes on which each state and its base part
 
 
-_FIRST_SLOT = {}
-_NUM_SLOTS = 0
-for _layout in (Tables, Arena, Scratch, VocabularyArrays, SpanArrays):
-    _FIRST_SLOT[_layout] = _NUM_SLOTS
-    _NUM_SLOTS += len(_layout._fields)
+_GROUPS = (Tables, Arena, Scratch, VocabularyArrays, SpanArrays)
+FIRST_SLOT: Final[dict[type, int]] = {
+    group: sum(len(before._fields) for before in _GROUPS[:index]) for index, group in enumerate(_GROUPS)
+}
+NUM_SLOTS: Final = sum(len(group._fields) for group in _GROUPS)
 
-
-class PointerTable:
-    """Addresses and lengths of arrays, which it keeps alive. Groups are named tuples of one-dimensional arrays."""
-
-    def __init__(self, num_slots: int = _NUM_SLOTS) -> None:
-        self._words = np.zeros(2 * num_slots, np.int64)
-        self._kept: dict[type, Any] = {}
-        self.address = int(self._words.ctypes.data)
-
-    def put(self, group: Any, *, first_slot: int | None = None) -> None:
-        """Put a group in its place, or at `first_slot` in a table of its own."""
-        self._kept[type(group)] = group
-        slot = _FIRST_SLOT[type(group)] if first_slot is None else first_slot
-        _write_addresses(self.address + 16 * slot, group)
-
-
-@intrinsic  # type: ignore[misc]
-def _store_addresses(_typing_context: Any, address: Any, group: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        word = ir.IntType(64)
-        table = builder.inttoptr(arguments[0], word.as_pointer())
-        for index, field in enumerate(signature.args[1].types):
-            array = arrayobj.make_array(field)(context, builder, builder.extract_value(arguments[1], index))
-            data = builder.ptrtoint(array.data, word)
-            for offset, value in enumerate((data, array.nitems)):
-                builder.store(value, builder.gep(table, [ir.Constant(word, 2 * index + offset)]))
-        return context.get_dummy_value()
-
-    return types.void(types.int64, group), generate
-
-
-@compiled
-def _write_addresses(address: int, group: Any) -> None:
-    """Write address and length of each array of a group to a pointer table, from `address` on."""
-    _store_addresses(address, group)
-
-
-_ELEMENT = {Int32s: types.int32, Int64s: types.int64, Uint8s: types.uint8}
-
-
-def reader(layout: Any, first_slot: int = 0) -> Any:
-    """Return a kernel's function: address of a pointer table -> the arrays of `layout` that it has from `first_slot`.
-
-    It is written in place, and LLVM drops the loads of what is not used.
-    """
-    fields = [types.Array(_ELEMENT[hint], 1, "C") for hint in get_type_hints(layout).values()]
-    result = types.NamedTuple(fields, layout)
-
-    @intrinsic  # type: ignore[misc]
-    def read(_typing_context: Any, address: Any) -> Any:
-        def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-            word = ir.IntType(64)
-            table = builder.inttoptr(arguments[0], word.as_pointer())
-            arrays = []
-            for index, field in enumerate(fields):
-                slot = 2 * (first_slot + index)
-                data = builder.load(builder.gep(table, [ir.Constant(word, slot)]))
-                length = builder.load(builder.gep(table, [ir.Constant(word, slot + 1)]))
-                array = arrayobj.make_array(field)(context, builder)
-                item_size = ir.Constant(word, context.get_abi_sizeof(context.get_data_type(field.dtype)))
-                arrayobj.populate_array(
-                    array,
-                    data=builder.inttoptr(data, array.data.type),
-                    shape=cgutils.pack_array(builder, [length]),
-                    strides=cgutils.pack_array(builder, [item_size]),
-                    itemsize=item_size,
-                    meminfo=None,
-                )
-                arrays.append(array._getvalue())
-            return context.make_tuple(builder, result, arrays)
-
-        return result(types.int64), generate
-
-    return read
-
-
-tables = reader(Tables, _FIRST_SLOT[Tables])
-arena = reader(Arena, _FIRST_SLOT[Arena])
-scratch = reader(Scratch, _FIRST_SLOT[Scratch])
-vocabulary_arrays = reader(VocabularyArrays, _FIRST_SLOT[VocabularyArrays])
-span_arrays = reader(SpanArrays, _FIRST_SLOT[SpanArrays])
-trie_arrays = reader(TrieArrays)
-
-
-@intrinsic  # type: ignore[misc]
-def row_at(_typing_context: Any, address: Any, num_words: Any) -> Any:
-    """Return the `num_words` int32 words at `address`."""
-    field = types.Array(types.int32, 1, "C")
-
-    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        array = arrayobj.make_array(field)(context, builder)
-        item_size = ir.Constant(ir.IntType(64), 4)
-        arrayobj.populate_array(
-            array,
-            data=builder.inttoptr(arguments[0], array.data.type),
-            shape=cgutils.pack_array(builder, [arguments[1]]),
-            strides=cgutils.pack_array(builder, [item_size]),
-            itemsize=item_size,
-            meminfo=None,
-        )
-        return array._getvalue()
-
-    return field(types.int64, types.int64), generate
+# Functions of kernels: address of a grammar's pointer table -> its arrays.
+tables = reader(Tables, FIRST_SLOT[Tables])
+arena = reader(Arena, FIRST_SLOT[Arena])
+scratch = reader(Scratch, FIRST_SLOT[Scratch])
+vocabulary_arrays = reader(VocabularyArrays, FIRST_SLOT[VocabularyArrays])
+span_arrays = reader(SpanArrays, FIRST_SLOT[SpanArrays])
+trie_arrays = reader(TrieArrays)  # of a trie's own table

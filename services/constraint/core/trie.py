@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from services.constraint.core.compiling import compiled
 from services.constraint.core.spans import VocabularySpans
-from services.constraint.core.tables import PointerTable, TrieArrays, Uint8s, VocabularyArrays
+from services.constraint.core.pointers import PointerTable
+from services.constraint.core.tables import TrieArrays, Uint8s, VocabularyArrays
 from services.constraint.core.trie_layout import build_trie
 from services.vocabulary import Vocabulary, bitmask_words
 
@@ -24,9 +25,9 @@ class TokenTrie:
         tokens = sorted((token, token_id) for token_id, token in enumerate(vocabulary.token_bytes) if token is not None)
         text, offsets = _joined([token for token, _ in tokens])
         token_id = np.array([token_id for _, token_id in tokens], np.int32)
-        self.arrays = TrieArrays(*build_trie(text, offsets), token_id)
+        self.arrays = TrieArrays(*build_trie(text, offsets[:-1], offsets[1:]), token_id)
         self._pointers = PointerTable(len(TrieArrays._fields))
-        self._pointers.put(self.arrays, first_slot=0)
+        self._pointers.put(self.arrays)
         self.max_token_bytes = int(np.diff(offsets).max(initial=0))
         # A byte that has no token of its own cannot be relied on to go on with, even where a longer token has it.
         self.usable_bytes = np.zeros(256, np.uint8)
@@ -53,7 +54,7 @@ def _joined(tokens: list[bytes]) -> tuple[Uint8s, npt.NDArray[np.int64]]:
     """Return the tokens' bytes one after the other, and where each begins, with the end behind the last."""
     offsets = np.zeros(len(tokens) + 1, np.int64)
     np.cumsum([len(token) for token in tokens], out=offsets[1:])
-    return np.frombuffer(b"".join(tokens), np.uint8), offsets
+    return np.frombuffer(bytearray().join(tokens), np.uint8), offsets
 
 
 @compiled

@@ -5,27 +5,29 @@ from __future__ import annotations
 import numpy as np
 
 from services.constraint.core.compiling import compiled
-from services.constraint.core.tables import Int32s, Int64s, Uint8s
+from services.constraint.core.tables import Int32s, Int64s, Uint8s, i64
 
 
 @compiled
-def build_trie(text: Uint8s, offsets: Int64s) -> tuple[Uint8s, Int32s, Int32s, Int32s, Int32s]:
-    """Return (byte, depth, end, token_start, first) of the trie of the sorted tokens text[offsets[i]:offsets[i + 1]]."""
-    num_tokens = len(offsets) - 1
-    capacity = len(text)
+def build_trie(text: Uint8s, starts: Int64s, ends: Int64s) -> tuple[Uint8s, Int32s, Int32s, Int32s, Int32s]:
+    """Return (byte, depth, end, token_start, first) of the trie of the sorted words text[starts[i]:ends[i]]."""
+    num_tokens = len(starts)
+    capacity = i64(0)
+    for i in range(num_tokens):
+        capacity += ends[i] - starts[i]
     byte = np.zeros(capacity, np.uint8)
     depth = np.zeros(capacity, np.int32)
     end = np.zeros(capacity, np.int32)
     token_start = np.zeros(capacity + 1, np.int32)
-    longest = 0
+    longest = i64(0)
     for i in range(num_tokens):
-        longest = max(longest, offsets[i + 1] - offsets[i])
+        longest = max(longest, ends[i] - starts[i])
     open_node = np.zeros(longest + 1, np.int32)  # the node at each depth of the path to the latest token
     open_depth = 0
     nodes = 0
     for i in range(num_tokens):
-        start = offsets[i]
-        length = offsets[i + 1] - start
+        start = starts[i]
+        length = ends[i] - start
         shared = 0
         while shared < open_depth and shared < length and byte[open_node[shared]] == text[start + shared]:
             shared += 1
@@ -50,3 +52,33 @@ def build_trie(text: Uint8s, offsets: Int64s) -> tuple[Uint8s, Int32s, Int32s, I
         if depth[node] == 0:
             first[byte[node] + 1 :] = end[node]
     return byte[:nodes].copy(), depth[:nodes].copy(), end[:nodes].copy(), token_start[: nodes + 1].copy(), first
+
+
+@compiled
+def order_of_words(text: Uint8s, starts: Int64s, ends: Int64s) -> Int64s:
+    """Return the order that sorts the words text[starts[i]:ends[i]] by their bytes."""
+    num_words = len(starts)
+    heads = np.zeros(num_words, np.uint64)
+    for i in range(num_words):
+        for at in range(8):
+            byte = text[starts[i] + at] if starts[i] + at < ends[i] else np.uint8(0)
+            heads[i] = (heads[i] << np.uint64(8)) | np.uint64(byte)
+    order = np.argsort(heads)
+    # Words with the same first eight bytes are few: those are inserted one by one.
+    for i in range(1, num_words):
+        word = order[i]
+        at = i
+        while at > 0 and heads[order[at - 1]] == heads[word] and _is_less(text, starts, ends, word, order[at - 1]):
+            order[at] = order[at - 1]
+            at -= 1
+        order[at] = word
+    return order
+
+
+@compiled
+def _is_less(text: Uint8s, starts: Int64s, ends: Int64s, one: int, other: int) -> bool:
+    for at in range(min(ends[one] - starts[one], ends[other] - starts[other])):
+        mine, its = text[starts[one] + at], text[starts[other] + at]
+        if mine != its:
+            return bool(mine < its)
+    return bool(ends[one] - starts[one] < ends[other] - starts[other])
