@@ -10,10 +10,10 @@ from functools import lru_cache
 
 from services.constraint.core.grammar import NOTHING, Bytes, Expression, Repeat, Sequence
 from services.constraint.core.regex import anchors, automaton, charset, encoding, lookaround
-from services.constraint.core.regex.ast import Characters, Node, Repetition
+from services.constraint.core.regex.ast import Node
 from services.constraint.core.regex.automaton import Dfa
 from services.constraint.core.regex.parse import parse
-from services.constraint.core.regex.widths import lengths
+from services.constraint.sources.json_schema import lengths
 from services.constraint.sources.json_schema.formats import FORMATS
 from services.constraint.sources.json_schema.nodes import String
 
@@ -53,7 +53,8 @@ def matches(node: String, value: str) -> bool:
 @lru_cache(maxsize=512)
 def tree_of(pattern: str) -> Node | None:
     """Return the plain tree of all strings in which a pattern is found; None if it takes an automaton."""
-    return anchors.search(parse(pattern, "ecma"))
+    tree = anchors.search(parse(pattern, "ecma"))
+    return None if tree is None else lengths.simplified(tree)
 
 
 @lru_cache(maxsize=128)
@@ -66,22 +67,13 @@ def dfa_of(pattern: str) -> Dfa:
 @lru_cache(maxsize=256)
 def _body(patterns: tuple[str, ...], minimum: int, maximum: int | None) -> Expression:
     if len(patterns) == 1 and (tree := tree_of(patterns[0])) is not None:
-        shortest, longest = lengths(tree)
-        if minimum <= shortest and (maximum is None or (longest is not None and longest <= maximum)):
-            return automaton.to_expression(tree, encoding.json_plain)
-        if isinstance(tree, Repetition) and isinstance(tree.body, Characters):
-            # One class throughout: the counts themselves meet, and the core makes any count cheap.
-            low = max(minimum, tree.minimum)
-            bounds = [bound for bound in (maximum, tree.maximum) if bound is not None]
-            high = min(bounds) if bounds else None
-            return (
-                automaton.to_expression(Repetition(tree.body, low, high), encoding.json_plain)
-                if high is None or low <= high
-                else NOTHING
-            )
+        # The core makes counts cheap, and knows the masks of loops over characters: the tree is kept where it can be.
+        bounded = lengths.within(tree, minimum, maximum)
+        if bounded is not None:
+            return automaton.to_expression(bounded, encoding.json_plain)
     dfa = dfa_of(patterns[0])
     for pattern in patterns[1:]:
         dfa = automaton.intersect(dfa, dfa_of(pattern))
-    if minimum > 0 or maximum is not None:
-        dfa = automaton.with_length(dfa, minimum, maximum)
-    return dfa.to_automaton(encoding.json_plain)
+    if minimum == 0 and maximum is None:
+        return dfa.to_automaton(encoding.json_plain)
+    return lengths.product(dfa, minimum, maximum, encoding.json_plain)
