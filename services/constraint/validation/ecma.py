@@ -1,133 +1,122 @@
-r"""Writes an ECMA-262 pattern in Python's `re` syntax, for the validator.
+r"""Writes an ECMA-262 pattern (flag `u`) in the syntax of the `regex` library, for the validator.
 
-Independent of `core/regex`, whose work it judges: that one makes automata, this one goes through the pattern once and
-replaces what means something else in Python: `\s`, `.`, `$`, `\u{...}` and surrogate pairs, named groups, classes,
-braces that are not counts. `\d`, `\w` and `\b` get their ASCII meaning from the flag around the whole.
+Independent of `core/regex`, whose work it judges: that one makes automata, this one cuts the pattern into tokens and
+replaces each that means something else there. The library does what Python's `re` cannot: look-behind of any width and
+`\p{...}`. Whether a pattern is found does not depend on what its groups capture, so no group captures.
 """
 
 from __future__ import annotations
 
 import re
-import sys
-import unicodedata
 from functools import lru_cache
 
-_SPACES = "\t-\r \xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
-_NOT_SPACES = (
-    "\x00-\x08\x0e-\x1f!-\x9f\xa1-\u167f\u1681-\u1fff\u200b-\u2027\u202a-\u202e"
-    "\u2030-\u205e\u2060-\u2fff\u3001-\ufefe\uff00-\U0010ffff"
+import regex
+
+_ATOM = r"\\(?:[pP]\{[^}]*\}|u\{[^}]*\}|u[dD][89abAB]..\\u[dD][c-fC-F]..|u....|x..|c.|.)|."
+# Braces that are no count are literal, as in Annex B; to `regex` they could be fuzzy matching.
+_TOKEN = re.compile(
+    rf"""
+      (?P<kept> \(\?(?:[:=!]|<[=!]) | [)|*+?] | \{{[0-9]+(?:,[0-9]*)?\}} )
+    | (?P<group> \((?:\?<[^>]*>)? )
+    | \[ (?P<negation>\^?) (?P<members>(?:\\.|[^\]\\])*) \]
+    | (?P<atom> {_ATOM} )
+    """,
+    re.VERBOSE | re.DOTALL,
 )
-_COUNT = re.compile(r"\{\d+(,\d*)?\}")
-_LONG_CATEGORIES = {
-    "Letter": "L",
-    "Lowercase_Letter": "Ll",
-    "Uppercase_Letter": "Lu",
-    "Number": "N",
-    "Decimal_Number": "Nd",
-    "digit": "Nd",
-    "Punctuation": "P",
-    "punct": "P",
-    "Symbol": "S",
-    "Separator": "Z",
-    "Mark": "M",
-    "Other": "C",
+_MEMBER = re.compile(rf"(?P<low>{_ATOM})(?:-(?P<high>{_ATOM}))?", re.DOTALL)
+
+_WORD = "[0-9A-Z_a-z]"
+_SETS = {
+    "d": "[0-9]",
+    "w": _WORD,
+    # 12.2 White Space and 12.3 Line Terminators.
+    "s": "[\t-\r \xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff]",
 }
+_ASSERTIONS = {
+    "^": r"\A",
+    "$": r"\Z",
+    r"\b": f"(?:(?<={_WORD})(?!{_WORD})|(?<!{_WORD})(?={_WORD}))",
+    r"\B": f"(?:(?<={_WORD})(?={_WORD})|(?<!{_WORD})(?!{_WORD}))",
+}
+_ANY = r"\U00000000-\U0010ffff"
+_CONTROLS = {"0": 0x00, "b": 0x08, "t": 0x09, "n": 0x0A, "v": 0x0B, "f": 0x0C, "r": 0x0D}
 
 
 @lru_cache(maxsize=1024)
-def compiled(pattern: str) -> re.Pattern[str]:
-    """Return the pattern as Python matches it; to be searched for."""
-    return re.compile(to_python(pattern), re.ASCII)
+def compiled(pattern: str) -> regex.Pattern[str]:
+    """Return the pattern, to be searched for.
 
-
-def to_python(pattern: str) -> str:
-    r"""Return the pattern in Python's syntax, to be compiled with `re.ASCII`.
-
-    Not as `(?a:...)`: in that, Python's `\W` does not find `é`.
-    It is one that `core/regex/parse.py` takes; others may raise re.error or mean something else.
+    It is one that `core/regex/parse.py` takes; others may raise regex.error or mean something else.
     """
+    return regex.compile(to_regex(pattern), regex.VERSION1)
+
+
+def to_regex(pattern: str) -> str:
+    """Return the pattern in the syntax of `regex`, version 1 (sets in sets)."""
+    return _TOKEN.sub(_translated, pattern)
+
+
+def _translated(token: re.Match[str]) -> str:
+    if token["kept"]:
+        return token["kept"]
+    if token["group"]:
+        return "(?:"
+    if token["members"] is not None:
+        return _class(token["negation"], token["members"])
+    atom = token["atom"]
+    if atom == ".":
+        return "[^\n\r\u2028\u2029]"
+    if atom in _ASSERTIONS:
+        return _ASSERTIONS[atom]
+    return _member(atom)
+
+
+def _class(negation: str, members: str) -> str:
+    if not members:
+        return f"[{_ANY}]" if negation else "(?!)"
     out = []
-    at = 0
-    in_class = False
-    while at < len(pattern):
-        char = pattern[at]
-        if char == "\\":
-            piece, at = _escape(pattern, at, in_class=in_class)
-            out.append(piece)
-            continue
-        at += 1
-        if in_class:
-            in_class = char != "]"
-            # Python reserves doubled signs and a bracket in a class for set operations.
-            out.append("\\" + char if char in "[&~|" else char)
-        elif char == "[":
-            if pattern.startswith("[]", at - 1) or pattern.startswith("[^]", at - 1):
-                is_empty = pattern[at] == "]"
-                out.append("(?!)" if is_empty else "[\\s\\S]")
-                at += 1 if is_empty else 2
-                continue
-            in_class = True
-            out.append("[")
-        elif char == ".":
-            out.append("[^\n\r\u2028\u2029]")
-        elif char == "$":
-            out.append("\\Z")
-        elif char == "{" and not _COUNT.match(pattern, at - 1):
-            out.append("\\{")
-        elif char == "(" and pattern.startswith("?<", at) and pattern[at + 2 : at + 3] not in ("=", "!"):
-            out.append("(?P<")
-            at += 2
-        else:
-            out.append(char)
-    return "".join(out)
+    for member in _MEMBER.finditer(members):
+        low, high = member["low"], member["high"]
+        out.append(_member(low))
+        if high is not None:
+            # Annex B: beside a class such as `\d` the dash is literal.
+            out.append("-" if isinstance(_meaning(low), int) and isinstance(_meaning(high), int) else r"\-")
+            out.append(_member(high))
+    union = f"[{''.join(out)}]"
+    # Not [^...]: regex 2026.11.19 finds everything with [^\p{L}\P{L}].
+    return f"[{_ANY}--{union}]" if negation else union
 
 
-def _escape(pattern: str, at: int, *, in_class: bool) -> tuple[str, int]:
-    letter = pattern[at + 1 : at + 2]
-    if letter == "s":
-        return (_SPACES if in_class else f"[{_SPACES}]"), at + 2
-    if letter == "S":
-        return (_NOT_SPACES if in_class else f"[{_NOT_SPACES}]"), at + 2
-    if letter == "u":
-        if match := re.compile(r"\\u\{([0-9a-fA-F]+)\}").match(pattern, at):
-            return _literal(int(match[1], 16)), match.end()
-        if match := re.compile(r"\\u([dD][89abAB]..)\\u([dD][c-fC-F]..)").match(pattern, at):
-            return _literal(0x10000 + ((int(match[1], 16) - 0xD800) << 10) + int(match[2], 16) - 0xDC00), match.end()
+def _member(atom: str) -> str:
+    meaning = _meaning(atom)
+    return meaning if isinstance(meaning, str) else f"\\U{meaning:08x}"
+
+
+def _meaning(atom: str) -> int | str:
+    """Return the code point that an atom stands for, or the set of them."""
+    if atom[0] != "\\":
+        return ord(atom)
+    letter, rest = atom[1], atom[2:]
+    if letter.lower() in _SETS:
+        characters = _SETS[letter.lower()]
+        return characters if letter.islower() else f"[^{characters[1:]}"
+    if letter in "pP":
+        return _property(letter, rest[1:-1])
+    if letter in _CONTROLS:
+        return _CONTROLS[letter]
     if letter == "c":
-        return _literal(ord(pattern[at + 2]) % 32), at + 3
-    if letter == "0":
-        return "\\x00", at + 2
-    if letter == "k" and (match := re.compile(r"\\k<([^>]*)>").match(pattern, at)):
-        return f"(?P={match[1]})", match.end()
-    if letter and letter in "pP":
-        match = re.compile(r"\\[pP]\{([^}]*)\}").match(pattern, at)
-        assert match is not None
-        ranges = _property(match[1], is_negated=letter == "P")
-        return (ranges if in_class else f"[{ranges}]"), match.end()
-    return "\\" + letter, at + 2
+        return ord(rest) % 32
+    if letter in "ux" and r"\u" in rest:
+        high, low = rest.split(r"\u")
+        return 0x10000 + (int(high, 16) - 0xD800 << 10) + int(low, 16) - 0xDC00
+    return int(rest.strip("{}"), 16) if letter in "ux" else ord(letter)
 
 
-def _literal(code_point: int) -> str:
-    return f"\\U{code_point:08x}"
-
-
-@lru_cache(maxsize=64)
-def _property(name: str, *, is_negated: bool) -> str:
-    category = name.rpartition("=")[2]
-    category = _LONG_CATEGORIES.get(category, category)
-
-    def has(code_point: int) -> bool:
-        if category in ("Any", "ASCII"):
-            return category == "Any" or code_point < 0x80
-        return unicodedata.category(chr(code_point)).startswith(category)
-
-    out = []
-    start = None
-    for code_point in range(sys.maxunicode + 2):
-        is_in = code_point <= sys.maxunicode and has(code_point) != is_negated
-        if is_in and start is None:
-            start = code_point
-        elif not is_in and start is not None:
-            out.append(f"{_literal(start)}-{_literal(code_point - 1)}")
-            start = None
-    return "".join(out)
+def _property(letter: str, name: str) -> str:
+    # To `regex`, which knows more names, some general categories are also the name of something else (`punct`).
+    characters = f"\\p{{gc={name.rpartition('=')[2]}}}"
+    try:
+        regex.compile(characters)
+    except regex.error:
+        characters = f"\\p{{{name}}}"
+    return characters if letter == "p" else f"[^{characters}]"
