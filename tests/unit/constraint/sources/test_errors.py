@@ -45,8 +45,15 @@ def error_of(kind: Kind, text: str) -> ServiceError:
         ('{"items": [{}]}', GrammarSyntax, {"pointer": "/items"}),
         ('{"exclusiveMinimum": true}', GrammarSyntax, {"pointer": "/exclusiveMinimum"}),
         ('{"pattern": "a("}', GrammarSyntax, {"position": "1", "pointer": "/pattern"}),
-        ('{"pattern": "(?=a)"}', UnsupportedConstruct, {"name": "look-ahead", "position": "0", "pointer": "/pattern"}),
-        ('{"pattern": "a^b"}', UnsupportedConstruct, {"name": "^", "position": "1"}),
+        ('{"pattern": "(?=a)*"}', GrammarSyntax, {"position": "5", "pointer": "/pattern"}),
+        (
+            r'{"pattern": "(?=(a))\\1"}',
+            UnsupportedConstruct,
+            {"name": "back-reference", "position": "7", "pointer": "/pattern"},
+        ),
+        (r'{"pattern": "\\p{Script=Greek}"}', UnsupportedConstruct, {"name": "property Script=Greek", "position": "0"}),
+        ('{"pattern": "(?i:a)"}', UnsupportedConstruct, {"name": "inline flag"}),
+        ('{"type": "string", "pattern": "a^b"}', UnsatisfiableGrammar, {}),
         (
             '{"properties": {"x": {"not": {}}}}',
             UnsupportedConstruct,
@@ -94,16 +101,15 @@ def test_json_schema(text: str, error: type[ServiceError], metadata: dict[str, s
         ("start: /(/", GrammarSyntax, {}),
         ("start: /a*/", GrammarSyntax, {}),
         ("", GrammarSyntax, {}),
-        (
-            "%import common.ESCAPED_STRING\nstart: ESCAPED_STRING",
-            UnsupportedConstruct,
-            {"terminal": "ESCAPED_STRING", "name": "negative look-behind"},
-        ),
         ("%import secrets.KEY\nstart: KEY", UnsupportedConstruct, {"name": "%import"}),
         ("%import .secrets.KEY\nstart: KEY", UnsupportedConstruct, {"name": "%import"}),
         ("%declare X\nstart: X", UnsupportedConstruct, {"name": "%declare", "terminal": "X"}),
+        ('start: A "b"\nA: /a(?=b)/', UnsupportedConstruct, {"terminal": "A", "name": "look-ahead", "position": "1"}),
+        ("start: /(?<!a)b/", UnsupportedConstruct, {"name": "negative look-behind", "position": "0"}),
         (r"start: /a\b/", UnsupportedConstruct, {"name": "word boundary"}),
         ("start: /a$/", UnsupportedConstruct, {"name": "$"}),
+        (r"start: /(a)\1/", UnsupportedConstruct, {"name": "back-reference"}),
+        ("start: /(?<=a*)b/", GrammarSyntax, {}),
         ('start: "a" start', UnsatisfiableGrammar, {}),
     ],
 )
@@ -122,8 +128,9 @@ def test_lark(text: str, error: type[ServiceError], metadata: dict[str, str]) ->
         (r"\q", GrammarSyntax, {"position": "0"}),
         ("a{3,1}", GrammarSyntax, {}),
         (r"(a)\1", UnsupportedConstruct, {"name": "back-reference", "position": "3"}),
-        ("(?<!a)b", UnsupportedConstruct, {"name": "negative look-behind"}),
-        (r"\bword", UnsupportedConstruct, {"name": "word boundary"}),
+        ("(a)?(?(1)b|c)", UnsupportedConstruct, {"name": "conditional group", "position": "4"}),
+        ("(?<=a|bc)d", GrammarSyntax, {"position": "0"}),
+        (r"a\bb", UnsatisfiableGrammar, {}),
         ("a*+", UnsupportedConstruct, {"name": "possessive quantifier"}),
         ("(?>a)", UnsupportedConstruct, {"name": "atomic group"}),
         ("a{99999999}", GrammarTooLarge, {"limit": "max_count"}),
@@ -135,6 +142,23 @@ def test_regex(text: str, error: type[ServiceError], metadata: dict[str, str]) -
     found = error_of("regex", text)
     assert type(found) is error
     assert metadata.items() <= found.metadata.items()
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("json_schema", '{"pattern": "^(?=.*a)(?!.*b)"}'),
+        ("json_schema", r'{"pattern": "(?<=a*)\\bb\\B"}'),
+        ("json_schema", r'{"pattern": "\\p{White_Space}|(?:^a$)*"}'),
+        ("lark", "%import common.ESCAPED_STRING\nstart: ESCAPED_STRING"),
+        ("lark", r"start: /[a-z](?=[a-z])\w\b-/"),
+        ("regex", "(?<!a)b(?!c)"),
+        ("regex", r"\bword"),
+        ("regex", "(?:^a$\n?)+"),
+    ],
+)
+def test_look_around_is_no_error(kind: Kind, text: str) -> None:
+    compile_grammar(build(ConstraintSource(kind, text), SourceOptions()).grammar)
 
 
 @pytest.mark.parametrize("choices", [(), ("a", ""), ("\ud800",)])
