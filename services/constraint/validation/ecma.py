@@ -2,7 +2,7 @@ r"""Writes an ECMA-262 pattern (flag `u`) in the syntax of the `regex` library, 
 
 Independent of `core/regex`, whose work it judges: that one makes automata, this one cuts the pattern into tokens and
 replaces each that means something else there. The library does what Python's `re` cannot: look-behind of any width and
-`\p{...}`. Whether a pattern is found does not depend on what its groups capture, so no group captures.
+`\p{...}`. There are no back-references, so it does not matter what a group captures, and none does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Runs validators in processes that are killed when they take too long: `re`, Lark and `jsonschema` all backtrack."""
+"""Runs validators in processes that are killed when they take too long: `re`, `regex` and Lark backtrack."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Judges finished texts by libraries that had no part in making them: `jsonschema`, Lark's own parser, `re`.
+"""Judges finished texts by libraries that had no part in making them: `jsonschema`, Lark's parser, `re`, `regex`.
 
 `jsonschema` as it comes is not exact, so it is run with these differences (docs/json-schema.md lists them):
 
 - numbers with a point or an exponent are Decimals, in the schema and in the text, and `multipleOf` is computed on
   fractions;
 - `integer` takes 1.0 from draft 6 on;
-- `pattern` means what ECMA-262 says (`ecma.py`), so `^a$` refuses "a" with a line break behind it;
+- `pattern` means what ECMA-262 says (`ecma.py`, with `regex`), so `^a$` refuses "a" with a line break behind it;
 - `format` is checked;
 - nothing is ever fetched.
 """
