@@ -13,16 +13,26 @@ import structlog
 
 from services.constraint import metrics, stored_grammar
 from services.constraint.cache import GrammarStore
+from services.constraint.compiling import CompileLimits
 from services.constraint.core import engine
-from services.constraint.core.engine import CompiledGrammar, CorruptGrammarError, Forcing, Matcher, TokenTrie
+from services.constraint.core.engine import (
+    CompiledGrammar,
+    CorruptGrammarError,
+    Forcing,
+    Matcher,
+    MatcherLimits,
+    TokenTrie,
+)
 from services.constraint.job_processes import JobCrashedError, JobProcesses, JobTimedOutError
 from services.constraint.leases import GrammarTable, Lease, digest_of
 from services.constraint.settings import ConstraintSettings
 from services.constraint.sources import ConstraintSource, SourceOptions
 from services.constraint.stored_grammar import StoredGrammar
-from services.rpckit.status import GrammarTooLarge
+from services.rpckit.status import GrammarTooLarge, OutOfCapacity
 
 CacheLevel = Literal["memory", "redis", "compiled"]
+# When a caller that found all processes busy should try again.
+_RETRY_AFTER_S: Final = 1.0
 _T = TypeVar("_T")
 
 _log = structlog.get_logger()
@@ -51,7 +61,9 @@ class GrammarCompiler:
         store: GrammarStore,
         processes: JobProcesses,
         threads: Executor,
+        builders: Executor,
     ) -> None:
+        """Take threads for what is quick, and `builders` for what may take seconds where a grammar is large."""
         self.vocabulary_digest: Final = vocabulary_digest
         self.table: Final = GrammarTable(settings.max_grammar_memory_bytes)
         self._settings = settings
@@ -59,6 +71,15 @@ class GrammarCompiler:
         self._store = store
         self._processes = processes
         self._threads = threads
+        self._builders = builders
+        self._limits = CompileLimits.of(settings)
+        self._matcher_limits = MatcherLimits(
+            max_mask_fuel=settings.max_mask_fuel,
+            max_grammar_bytes=settings.max_grammar_bytes,
+            max_mask_bytes=settings.max_mask_bytes,
+        )
+        # As many as there are processes, so that waiting for one is not part of a compile's time.
+        self._slots = asyncio.Semaphore(settings.num_compile_processes)
         self._running: dict[str, asyncio.Task[Found]] = {}
         self._background: set[asyncio.Task[None]] = set()
 
@@ -66,10 +87,12 @@ class GrammarCompiler:
         """Find a grammar or compile it.
 
         Raises:
-            ServiceError: as the source deserves; GrammarTooLarge where a limit on size, time or memory is passed.
+            ServiceError: as the source deserves; GrammarTooLarge where a limit on size, time or memory is passed;
+            OutOfCapacity: other compiles kept all processes busy.
         """
         self.check_size(source)
-        grammar_id = await self._in_thread(
+        grammar_id = await _run_in(
+            self._threads,
             lambda: digest_of(
                 source,
                 options,
@@ -77,7 +100,7 @@ class GrammarCompiler:
                 vocabulary_digest=self.vocabulary_digest,
                 engine_version=engine.FORMAT_VERSION,
                 format_version=stored_grammar.FORMAT_VERSION,
-            )
+            ),
         )
         lease = self.table.find(grammar_id)
         if lease is not None:
@@ -96,7 +119,7 @@ class GrammarCompiler:
         Raises:
             GrammarTooLarge: names the limit.
         """
-        num_bytes = sum(len(text.encode()) for text in (source.text or "", *source.choices))
+        num_bytes = sum(len(text.encode(errors="surrogatepass")) for text in (source.text or "", *source.choices))
         limit = self._settings.max_source_bytes
         if num_bytes > limit:
             raise GrammarTooLarge(
@@ -125,7 +148,7 @@ class GrammarCompiler:
             level = "compiled"
             started = time.perf_counter()
             stored = await self._compile(source, options)
-            compiled = await self._in_thread(lambda: CompiledGrammar.from_bytes(stored.compiled))
+            compiled = await _run_in(self._builders, lambda: CompiledGrammar.from_bytes(stored.compiled))
             seconds = time.perf_counter() - started
             metrics.COMPILE_SECONDS.observe(seconds)
             _log.info("compiled", grammar_id=grammar_id, kind=source.kind, ms=round(seconds * 1e3, 1))
@@ -133,36 +156,53 @@ class GrammarCompiler:
             task = asyncio.create_task(self._store.put(grammar_id, stored))
             self._background.add(task)
             task.add_done_callback(self._background.discard)
-        matcher = await self._in_thread(lambda: Matcher(compiled, self._trie, forcing=forcing))
+        matcher = await _run_in(
+            self._builders, lambda: Matcher(compiled, self._trie, forcing=forcing, limits=self._matcher_limits)
+        )
         lease = Lease(grammar_id, matcher, stored.keywords)
         self.table.add(lease)
         metrics.LOOKUPS.labels(level).inc()
         return Found(lease, level)
 
     async def _compile(self, source: ConstraintSource, options: SourceOptions) -> StoredGrammar:
-        limit_s = self._settings.max_compile_s
+        wait_s, limit_s = self._settings.max_compile_wait_s, self._settings.max_compile_s
         try:
-            stored: StoredGrammar = await self._processes.run(source, options, timeout_s=limit_s)
+            async with asyncio.timeout(wait_s):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise OutOfCapacity(
+                f"other compiles have kept all processes busy for {wait_s} s (limit max_compile_wait_s); try again",
+                retry_after_s=_RETRY_AFTER_S,
+                limit="max_compile_wait_s",
+                value=wait_s,
+            ) from None
+        try:
+            stored: StoredGrammar = await self._processes.run(source, options, self._limits, timeout_s=limit_s)
         except JobTimedOutError:
             raise GrammarTooLarge(
-                f"compiling takes longer than {limit_s} s; simplify the constraint",
+                f"compiling takes longer than {limit_s} s (limit max_compile_s); simplify the constraint",
                 limit="max_compile_s",
                 value=limit_s,
             ) from None
         except JobCrashedError as error:
             limit = self._settings.max_compile_memory_bytes
             raise GrammarTooLarge(
-                f"the compile failed: {error}; simplify the constraint", limit="max_compile_memory_bytes", value=limit
+                f"the compile failed: {error} (limit max_compile_memory_bytes is {limit}); simplify the constraint",
+                limit="max_compile_memory_bytes",
+                value=limit,
             ) from None
+        finally:
+            self._slots.release()
         return stored
 
     async def _read(self, grammar_id: str, stored: StoredGrammar) -> CompiledGrammar | None:
         try:
-            return await self._in_thread(lambda: CompiledGrammar.from_bytes(stored.compiled))
+            return await _run_in(self._builders, lambda: CompiledGrammar.from_bytes(stored.compiled))
         except CorruptGrammarError as error:
             _log.warning("a cached grammar cannot be read and is dropped", grammar_id=grammar_id, error=str(error))
             await self._store.discard(grammar_id)
             return None
 
-    async def _in_thread(self, function: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+
+async def _run_in(threads: Executor, function: Callable[[], _T]) -> _T:
+    return await asyncio.get_running_loop().run_in_executor(threads, function)

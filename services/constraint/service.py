@@ -74,6 +74,8 @@ class ConstraintService:
         self._settings = settings
         self._fetch_vocabulary = fetch_vocabulary
         self._threads = ThreadPoolExecutor(settings.num_mask_threads, thread_name_prefix="mask")
+        # Apart from the masks: the first look at a large grammar takes seconds, and no mask should wait for it.
+        self._builders = ThreadPoolExecutor(settings.num_compile_processes, thread_name_prefix="build")
         self._store: GrammarStore = NoStore()
         if settings.redis_url is not None:
             self._store = RedisStore(
@@ -103,7 +105,8 @@ class ConstraintService:
         await self._processes.stop()
         await self._validators.close()
         await self._store.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._builders):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     async def compile(
         self, source: ConstraintSource, options: SourceOptions, forcing: Forcing, vocabulary_digest: str
@@ -224,6 +227,7 @@ class ConstraintService:
                 store=self._store,
                 processes=self._processes,
                 threads=self._threads,
+                builders=self._builders,
             ),
         )
         if old is not None:

@@ -25,18 +25,57 @@ class ConstraintSettings(ServiceSettings):
     redis_timeout_s: float = Field(0.25, gt=0, le=60, description="A slower Redis counts as a miss.")
     redis_ttl_s: int = Field(7 * 24 * 3600, ge=1, description="Seconds a cached grammar lives in Redis.")
     redis_max_value_bytes: int = Field(16 * _MIB, ge=0, description="Larger compiled grammars stay out of Redis.")
-    max_grammar_memory_bytes: int = Field(
-        512 * _MIB, ge=_MIB, description="Compiled grammars and their masks in memory; least recently used ones go."
-    )
+
+    # What a request may bring.
     max_source_bytes: int = Field(_MIB, ge=1, description="Largest schema, grammar, regex or list of choices.")
     max_text_bytes: int = Field(16 * _MIB, ge=1, description="Largest text to validate.")
     max_batch_items: int = Field(1024, ge=1, description="Most moves in one Advance.")
+
+    # What a compile may take, as a whole.
     max_compile_s: float = Field(20.0, gt=0, le=600, description="A compile that takes longer is ended.")
     max_compile_memory_bytes: int = Field(2048 * _MIB, ge=256 * _MIB, description="Memory of one compile.")
-    max_validate_s: float = Field(10.0, gt=0, le=600, description="A validation that takes longer is ended.")
-    num_compile_processes: int = Field(
-        min(2, os.cpu_count() or 1), ge=1, le=64, description="Compiles that run at the same time."
+    max_compile_wait_s: float = Field(
+        30.0, gt=0, le=600, description="Longest wait for one of the processes that compile; then CAPACITY."
     )
+    num_compile_processes: int = Field(
+        max(2, min(4, os.cpu_count() or 1)),
+        ge=1,
+        le=64,
+        description="Compiles that run at the same time; with two, a slow one does not hold up the others.",
+    )
+
+    # What is inside a source; names as in the errors. `compiling.CompileLimits` takes them to the processes.
+    max_states: int = Field(500_000, ge=100, le=20_000_000, description="States of a grammar; about 50 bytes each.")
+    max_schema_bytes: int = Field(2_000_000, ge=1, description="Characters of a schema's text.")
+    max_schema_depth: int = Field(80, ge=1, le=500, description="Schemas within schemas.")
+    max_combined_cases: int = Field(512, ge=1, description="Cases that allOf, anyOf and oneOf multiply to.")
+    max_counted_properties: int = Field(
+        60, ge=0, le=2000, description="Declared properties beside minProperties or maxProperties; cost is its square."
+    )
+    max_grammar_characters: int = Field(500_000, ge=1, description="Characters of a Lark grammar.")
+    max_choices_bytes: int = Field(1_000_000, ge=1, description="All choices together.")
+    max_pattern_characters: int = Field(20_000, ge=1, description="Characters of one pattern.")
+    max_group_depth: int = Field(100, ge=1, le=500, description="Groups within groups of a pattern.")
+    max_nfa_states: int = Field(20_000, ge=1, description="States of a pattern written out; about 1 us each.")
+    max_dfa_states: int = Field(
+        5_000, ge=1, description="States of patterns, lengths and look-around taken together; about 0.1 to 0.5 ms each."
+    )
+    max_formula_nodes: int = Field(
+        200_000, ge=2, description="Conditions that look-around keeps; about 300 bytes each."
+    )
+    max_formula_depth: int = Field(150, ge=1, le=500, description="Conditions that look-around waits for at once.")
+
+    # What a compiled grammar may take as it is used.
+    max_grammar_memory_bytes: int = Field(
+        512 * _MIB, ge=_MIB, description="Compiled grammars and their masks in memory; least recently used ones go."
+    )
+    max_grammar_bytes: int = Field(256 * _MIB, ge=_MIB, description="States of one grammar that were met so far.")
+    max_mask_bytes: int = Field(64 * _MIB, ge=1, description="Masks of one grammar; beyond it all are forgotten.")
+    max_mask_fuel: int = Field(
+        20_000_000, ge=1000, description="States that one mask or one move may visit; about 10 ns each."
+    )
+
+    max_validate_s: float = Field(10.0, gt=0, le=600, description="A validation that takes longer is ended.")
     num_validate_processes: int = Field(
         min(2, os.cpu_count() or 1), ge=1, le=64, description="Validations that run at the same time."
     )
