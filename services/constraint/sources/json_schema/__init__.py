@@ -11,7 +11,7 @@ from services.constraint.sources.source import BuiltSource, SourceOptions
 def build(text: str, options: SourceOptions) -> BuiltSource:
     """Build the grammar of a schema's text. Raises as `document.parse`, `schema.read` and `lower.lower` do."""
     schema = read(document.parse(text))
-    return BuiltSource(lower(schema, options.whitespace), tuple(schema.keywords))
+    return BuiltSource(lower(schema, options.whitespace), schema.keywords)
 
 
 __all__ = ["build", "common_grammar"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from decimal import MAX_EMAX, Decimal, InvalidOperation
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 from urllib.parse import unquote, urldefrag, urljoin
 
 from services.constraint.sources.json_schema.keywords import DEFAULT_DRAFT, DRAFTS
@@ -12,6 +12,8 @@ from services.constraint.sources.json_schema.nodes import Json
 from services.rpckit.status import GrammarSyntax, GrammarTooLarge, UnsupportedConstruct
 
 MAX_SCHEMA_BYTES = 2_000_000
+# Where a value is: the path of what it is in and its key there; None for the document itself.
+_Path: TypeAlias = "tuple[_Path, str | int] | None"
 # Schemas within schemas; each level costs a few Python stack frames here and in the core.
 MAX_SCHEMA_DEPTH = 80
 
@@ -30,9 +32,9 @@ def parse(text: str) -> Json:
             value=MAX_SCHEMA_BYTES,
         )
     try:
-        document: Json = json.loads(
-            text, parse_float=Decimal, parse_constant=_refuse_constant, object_pairs_hook=_unique
-        )
+        if text.startswith("\ufeff"):
+            raise json.JSONDecodeError("Unexpected UTF-8 BOM", text, 0)
+        document: Json = _DECODER.decode(text)
         if "\\u" in text or not text.isascii():
             json.dumps(document, ensure_ascii=False, default=str).encode()
     except json.JSONDecodeError as error:
@@ -83,6 +85,9 @@ def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     return result
 
 
+_DECODER = json.JSONDecoder(parse_float=Decimal, parse_constant=_refuse_constant, object_pairs_hook=_unique)
+
+
 def step(pointer: str, key: str | int) -> str:
     """Return the pointer of a member."""
     if isinstance(key, int):
@@ -126,6 +131,7 @@ class References:
         self._resources: dict[str, str] | None = None  # absolute URI -> pointer
         self._anchors: dict[tuple[str, str], str] = {}
         self._base_of: dict[str, str] = {}
+        self._resolved: dict[tuple[str, str], str] = {}  # (base, reference) -> pointer
 
     def resolve(self, reference: str, at: str) -> str:
         """Return the pointer of the schema that a `$ref`, found at the pointer `at`, names.
@@ -134,10 +140,16 @@ class References:
             UnsupportedConstruct: it names another document, or nothing.
         """
         if self._resources is None:
-            self._index()
-        assert self._resources is not None
-        uri, fragment = urldefrag(urljoin(self._base(at), reference))
-        root = self._resources.get(uri)
+            self._resources = self._index()
+        base = self._base(at)
+        pointer = self._resolved.get((base, reference))
+        if pointer is None:
+            pointer = self._resolved[base, reference] = self._find(self._resources, base, reference, at)
+        return pointer
+
+    def _find(self, resources: dict[str, str], base: str, reference: str, at: str) -> str:
+        uri, fragment = urldefrag(urljoin(base, reference))
+        root = resources.get(uri)
         if root is None:
             self._refuse(reference, at, "another document, and none is ever fetched; put the schema under $defs")
         fragment = unquote(fragment)
@@ -158,6 +170,20 @@ class References:
             value = value[int(part)] if isinstance(value, list) else value[part]  # type: ignore[index]
         return value
 
+    def order(self, pointer: str) -> tuple[int, ...]:
+        """Return where the value at a pointer stands: the number of each value on the way among its neighbours."""
+        value, order = self._document, []
+        for part in pointer.split("/")[1:]:
+            part = part.replace("~1", "/").replace("~0", "~")
+            if isinstance(value, list):
+                order.append(int(part))
+                value = value[int(part)]
+            else:
+                assert isinstance(value, dict)
+                order.append(list(value).index(part))
+                value = value[part]
+        return tuple(order)
+
     def _check(self, pointer: str, reference: str, at: str) -> None:
         try:
             self.get(pointer)
@@ -170,21 +196,21 @@ class References:
         )
 
     def _base(self, at: str) -> str:
-        while at not in self._base_of:
+        while len(self._base_of) > 1 and at not in self._base_of:
             at = at.rpartition("/")[0]
-        return self._base_of[at]
+        return self._base_of[at if at in self._base_of else ""]
 
-    def _index(self) -> None:
-        self._resources = {"": ""}
+    def _index(self) -> dict[str, str]:
+        """Note anchors and bases, and return the pointers of all resources by their absolute URIs."""
+        resources = {"": ""}
         self._base_of[""] = ""
-        todo: list[tuple[Json, str, str]] = [(self._document, "", "")]
+        # A value, where it is (the path of what it is in and its key there) and the base URI there.
+        todo: list[tuple[Json, _Path, str]] = [(self._document, None, "")]
         while todo:
-            value, pointer, base = todo.pop()
+            value, path, base = todo.pop()
             if isinstance(value, list):
                 todo.extend(
-                    (item, f"{pointer}/{index}", base)
-                    for index, item in enumerate(value)
-                    if isinstance(item, dict | list)
+                    [(item, (path, index), base) for index, item in enumerate(value) if isinstance(item, dict | list)]
                 )
                 continue
             if not isinstance(value, dict):
@@ -194,16 +220,27 @@ class References:
             if isinstance(identifier, str) and not (self._draft <= 7 and "$ref" in value):
                 uri, fragment = urldefrag(urljoin(base, identifier))
                 if fragment and self._draft <= 7:
-                    self._anchors[uri, unquote(fragment)] = pointer
+                    self._anchors[uri, unquote(fragment)] = _pointer(path)
                 if uri != base:
                     base = uri
-                    self._base_of[pointer] = base
-                    self._resources[base] = pointer
+                    self._base_of[_pointer(path)] = base
+                    resources[base] = _pointer(path)
             anchor = value.get("$anchor")
             if isinstance(anchor, str):
-                self._anchors[base, anchor] = pointer
+                self._anchors[base, anchor] = _pointer(path)
             todo.extend(
-                (member, step(pointer, key), base)
-                for key, member in value.items()
-                if isinstance(member, dict | list) and key not in ("enum", "const")
+                [
+                    (member, (path, key), base)
+                    for key, member in value.items()
+                    if isinstance(member, dict | list) and key not in ("enum", "const")
+                ]
             )
+        return resources
+
+
+def _pointer(path: _Path) -> str:
+    parts = []
+    while path is not None:
+        path, key = path
+        parts.append(step("", key))
+    return "".join(reversed(parts))

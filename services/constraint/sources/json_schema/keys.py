@@ -42,8 +42,6 @@ _EDGES = (
     *((_LEAF, low, high, target) for low, high, target in _EDGES_FROM[_FREE]),
 )
 _BYTES = [bytes([byte]) for byte in range(256)]
-# The bases of a node and its way out are together what the loop is in, in the same place of a character.
-_BASES = [_CLOSING, *range(1, _CLOSING)]
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
@@ -55,65 +53,77 @@ def key_bytes(name: str) -> bytes:
 def any_key_but(names: Iterable[str]) -> Automaton:
     """Return the automaton of all keys but these, quotes included."""
     edges = list(_EDGES)
-    # Of each node of the tree: where it is within a character, the bytes of its children, and whether a name ends here.
-    places = [_FREE]
-    followers = [b""]
-    is_end = [False]
-    children: dict[tuple[int, int], int] = {}
-    # A name comes before those that it begins with, so that no leaf gets children.
-    for key in sorted({key_bytes(name)[1:-1] for name in names}, reverse=True):
-        node, depth = _ROOT, 0
-        for byte in key:
-            if (child := children.get((node, byte))) is None:
+    followers = [b""]  # of each node of the tree, the bytes of its children
+    # Names from the last to the first: each branches off from the one before, and comes after those that it begins.
+    keys = sorted({key_bytes(name)[1:-1] for name in names}, reverse=True)
+    before, path = b"", [_ROOT]  # the name before and its nodes
+    ends: list[int] = []
+    for key in keys:
+        depth = 0
+        for byte, other in zip(key, before, strict=False):
+            if byte != other:
                 break
-            node = child
             depth += 1
-        else:
-            is_end[node - _ROOT] = True
+        if depth == len(key):
+            ends.append(path[depth])
             continue
         rest = key[depth:]
-        followers[node - _ROOT] += _BYTES[rest[0]]
-        new = range(_ROOT + len(places), _ROOT + len(places) + len(rest) - 1)
-        sources, targets = (node, *new), (*new, _LEAF)
-        edges.extend(zip(sources, rest, rest, targets, strict=True))
-        children.update(zip(zip(sources, rest, strict=True), targets, strict=True))
-        places.extend(_places(places[node - _ROOT], rest[:-1]))
-        followers.extend(map(_BYTES.__getitem__, rest[1:]))
-        is_end.extend(repeat(False, len(new)))
-    nodes = range(_ROOT, _ROOT + len(places))
-    kinds = list(zip(places, followers, is_end, strict=True))
-    ways = {kind: number for number, kind in enumerate(dict.fromkeys(kinds), nodes.stop)}
-    epsilons = [(_FREE, _CLOSING), *zip(nodes, map(ways.__getitem__, kinds), strict=True)]
-    bases = [(_LEAF, _FREE), *zip(nodes, map(_BASES.__getitem__, places), strict=True)]
-    for (place, without, ends), way in ways.items():
-        edges.extend([(way, low, high, target) for low, high, target in _way_out(place, without)])
+        followers[path[depth] - _ROOT] += rest[:1]
+        first = _ROOT + len(followers)
+        new = range(first, first + len(rest) - 1)
+        edges.extend(zip((path[depth], *new), rest, rest, (*new, _LEAF), strict=True))
+        followers.extend([_BYTES[byte] for byte in rest[1:]])
+        before, path[depth + 1 :] = key, new
+    nodes = range(_ROOT, _ROOT + len(followers))
+    # What is not as in most nodes: a node inside a character, which no key ends with; and one that a name ends with.
+    places = {} if all(map(_is_plain, keys)) else _places(edges)
+    special = {*ends, *places}
+    common = dict.fromkeys([out for node, out in zip(nodes, followers, strict=True) if node not in special])
+    kinds = [(_FREE, without, False) for without in common]
+    ways = dict(zip(common, range(nodes.stop, nodes.stop + len(kinds)), strict=True))
+    way_of = [ways.get(without, 0) for without in followers]
+    for node in special:
+        way_of[node - _ROOT] = nodes.stop + len(kinds)
+        kinds.append((places.get(node, _FREE), followers[node - _ROOT], node in ends))
+    epsilons = [(_FREE, _CLOSING), *zip(nodes, way_of, strict=True)]
+    # The bases of a node and of its way out are together what the loop is in, in the same place of a character.
+    bases_of = [places.get(node, _CLOSING) for node in nodes] if places else [_CLOSING] * len(nodes)
+    bases = [(_LEAF, _FREE), *zip(nodes, bases_of, strict=True)]
+    for way, (place, without, is_end) in enumerate(kinds, nodes.stop):
+        edges.extend(zip(repeat(way), *_way_out(place, without), strict=False))
         bases.append((way, place))
-        if place == _FREE and not ends:
+        if place == _FREE and not is_end:
             epsilons.append((way, _CLOSING))
     return Automaton(_START, (_CLOSED,), tuple(edges), tuple(epsilons), tuple(bases))
 
 
-def _places(place: int, text: bytes) -> Iterable[int]:
-    """Return where in a character each byte of a text leads, from `place` on."""
-    if place == _FREE and text.isascii() and b"\\" not in text:
-        return repeat(_FREE, len(text))
-    places = []
-    for byte in text:
-        place = next(target for low, high, target in _EDGES_FROM[place] if low <= byte <= high)
-        places.append(place)
+def _is_plain(key: bytes) -> bool:
+    return key.isascii() and b"\\" not in key
+
+
+def _places(edges: list[tuple[int, int, int, int]]) -> dict[int, int]:
+    """Return where in a character the nodes of a tree are, of those that are inside one."""
+    places: dict[int, int] = {}
+    for source, byte, _, target in edges[len(_EDGES) :]:
+        if target != _LEAF:
+            edges_from = _EDGES_FROM[places.get(source, _FREE)]
+            place = next(behind for low, high, behind in edges_from if low <= byte <= high)
+            if place != _FREE:
+                places[target] = place
     return places
 
 
 @lru_cache(maxsize=1024)
-def _way_out(place: int, without: bytes) -> tuple[tuple[int, int, int], ...]:
-    """Return the edges (low, high, target) from a place of a character but for those of some bytes."""
-    edges = []
+def _way_out(place: int, without: bytes) -> tuple[list[int], list[int], list[int]]:
+    """Return (low bytes, high bytes, targets) of the edges from a place of a character but for those of some bytes."""
+    lows, highs, targets = [], [], []
     for low, high, target in _EDGES_FROM[place]:
-        for byte in sorted(without):
-            if low <= byte <= high:
-                if low < byte:
-                    edges.append((low, byte - 1, target))
-                low = byte + 1
-        if low <= high:
-            edges.append((low, high, target))
-    return tuple(edges)
+        first = low
+        for byte in (*sorted(without), high + 1):
+            if first <= byte <= high + 1:
+                if first < byte:
+                    lows.append(first)
+                    highs.append(byte - 1)
+                    targets.append(target)
+                first = byte + 1
+    return lows, highs, targets

@@ -103,6 +103,28 @@ SINCE = {
 # Last draft in which a keyword means anything.
 UNTIL = {"id": 4, "additionalItems": 2019, "$recursiveRef": 2019, "$recursiveAnchor": 2019}
 
+
+def _kind(keyword: str, draft: int) -> str:
+    if draft != DEFAULT_DRAFT and not SINCE.get(keyword, 0) <= draft <= UNTIL.get(keyword, 9999):
+        return "unknown in this draft"
+    for group, keywords in _GROUPS.items():
+        if keyword in keywords:
+            return "unknown in this draft" if draft > UNTIL.get(keyword, 9999) else group
+    if keyword == "type":
+        return "type"
+    if keyword in COMBINING_KEYWORDS:
+        return "combining"
+    if keyword in ANNOTATIONS:
+        return "annotation"
+    return "definitions" if keyword in DEFINITIONS else "refused"
+
+
+_GROUPS = {
+    "number": NUMBER_KEYWORDS,
+    "string": STRING_KEYWORDS,
+    "array": ARRAY_KEYWORDS,
+    "object": OBJECT_KEYWORDS,
+}
 _KNOWN = [
     *ANNOTATIONS,
     *DEFINITIONS,
@@ -114,6 +136,10 @@ _KNOWN = [
     *REFUSED,
     "type",
 ]
+
+# What each keyword is in each draft: a constraint on one type (the type's name), "type", "combining", "annotation",
+# "definitions", "refused" or "unknown in this draft".
+KINDS = {draft: {keyword: _kind(keyword, draft) for keyword in _KNOWN} for draft in DRAFTS.values()}
 
 
 @lru_cache(maxsize=1024)

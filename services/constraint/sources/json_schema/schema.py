@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import NoReturn
+from operator import itemgetter
+from typing import NoReturn, TypeAlias
 
 from services.constraint.sources.json_schema import keywords as kw
 from services.constraint.sources.json_schema.document import MAX_SCHEMA_DEPTH, References, draft_of, step, too_deep
@@ -40,6 +41,12 @@ from services.constraint.sources.json_schema.numeric import Bound
 from services.constraint.sources.source import Enforcement, KeywordReport
 from services.rpckit.status import GrammarSyntax, GrammarTooLarge, UnsupportedConstruct
 
+# How a keyword is honoured, and the note on it.
+_Report: TypeAlias = tuple[Enforcement, str]
+
+# Where something stands in the document: the number of each value on the way to it among its neighbours.
+_Order: TypeAlias = tuple[int, ...]
+
 _TYPES: dict[str, Leaf] = {
     "null": NULL,
     "boolean": BOOLEAN,
@@ -50,13 +57,9 @@ _TYPES: dict[str, Leaf] = {
     "object": OBJECT,
 }
 _EVERY_TYPE = ("null", "boolean", "number", "string", "array", "object")
-_GROUPS = {
-    **dict.fromkeys(kw.NUMBER_KEYWORDS, "number"),
-    **dict.fromkeys(kw.STRING_KEYWORDS, "string"),
-    **dict.fromkeys(kw.ARRAY_KEYWORDS, "array"),
-    **dict.fromkeys(kw.OBJECT_KEYWORDS, "object"),
-}
-_COMBINING = frozenset(kw.COMBINING_KEYWORDS)
+_MASKED: _Report = ("masked", "")
+_ANNOTATION: _Report = ("annotation", "")
+_UNKNOWN_IN_DRAFT: _Report = ("annotation", "unknown keyword in this draft")
 
 MAX_MINIMUM_COUNT = 1_000_000
 """Largest `minLength`, `minItems` or `minProperties`: no context holds a text of that length."""
@@ -74,7 +77,7 @@ class Schema:
 
     root: Node
     targets: dict[str, Node] = field(default_factory=dict)
-    keywords: list[KeywordReport] = field(default_factory=list)
+    keywords: tuple[KeywordReport, ...] = ()
 
 
 def read(document: Json) -> Schema:
@@ -94,50 +97,43 @@ class _Reader:
         self._document = document
         self._draft = draft_of(document)
         self._references = References(document, self._draft)
+        self._kinds = kw.KINDS[self._draft]
         self._schema = Schema(ANY)
-        self._reports = self._schema.keywords
+        self._reports: list[tuple[_Order, KeywordReport]] = []
+        self._order: dict[str, _Order] = {}  # of each schema that was read, by its pointer
         self._depth = 0
         self._waiting: list[str] = []
         self._read_at: dict[str, Node] = {}
         self._definitions: list[str] = []
 
     def read_document(self) -> Schema:
-        self._schema.root = self.read(self._document, "")
+        self._schema.root = self.read(self._document, "", ())
         while self._waiting:
             pointer = self._waiting.pop()
             node = self._read_at.get(pointer)
             if node is None:
-                node = self.read(self._references.get(pointer), pointer)
+                node = self.read(self._references.get(pointer), pointer, self._references.order(pointer))
             self._schema.targets[pointer] = node
         for pointer in self._definitions:
-            definitions = self._references.get(pointer)
-            assert isinstance(definitions, dict)
-            for name in definitions:
-                at = step(pointer, name)
-                if not any(read == at or read.startswith(f"{at}/") for read in self._read_at):
-                    self._report(pointer, name, "annotation", "a definition that nothing refers to")
-        self._sort_reports()
+            self._report_unused(pointer)
+        # Definitions are read when something refers to them, but reported where they stand.
+        self._reports.sort(key=itemgetter(0))
+        self._schema.keywords = tuple([report for _, report in self._reports])
         return self._schema
-
-    def _sort_reports(self) -> None:
-        """Put the report into the order of the source; definitions are read when something refers to them."""
-        order: dict[str, int] = {}
-        todo: list[tuple[Json, str]] = [(self._document, "")]
-        while todo:
-            value, pointer = todo.pop()
-            order[pointer] = len(order)
-            members: list[tuple[str | int, Json]] = []
-            if isinstance(value, dict):
-                members = list(value.items())
-            elif isinstance(value, list):
-                members = list(enumerate(value))
-            todo.extend((member, step(pointer, key)) for key, member in reversed(members))
-        self._reports.sort(key=lambda report: order[report.pointer])
 
     # Reporting
 
-    def _report(self, pointer: str, keyword: str, enforcement: Enforcement, note: str = "") -> None:
-        self._reports.append(KeywordReport(step(pointer, keyword), keyword, enforcement, note))
+    def _report_unused(self, pointer: str) -> None:
+        """Report the definitions at a pointer of which nothing was read."""
+        definitions = self._references.get(pointer)
+        assert isinstance(definitions, dict)
+        start = len(pointer) + 1
+        used = {read[start:].partition("/")[0] for read in self._read_at if read.startswith(f"{pointer}/")}
+        order = self._references.order(pointer)
+        for index, name in enumerate(definitions):
+            if step("", name)[1:] not in used:
+                report = KeywordReport(step(pointer, name), name, "annotation", "a definition that nothing refers to")
+                self._reports.append(((*order, index), report))
 
     def _refuse(self, pointer: str, keyword: str, why: str) -> NoReturn:
         at = step(pointer, keyword)
@@ -149,8 +145,13 @@ class _Reader:
 
     # Reading
 
-    def read(self, schema: Json, pointer: str) -> Node:
-        """Return the node of the schema at a pointer."""
+    def _order_of(self, schema: dict[str, Json], pointer: str, keyword: str) -> _Order:
+        return (*self._order[pointer], list(schema).index(keyword))
+
+    def read(self, schema: Json, pointer: str, order: _Order) -> Node:
+        """Return the node of the schema at a pointer, which stands at `order` in the document."""
+        if (known := self._read_at.get(pointer)) is not None:
+            return known
         if schema is True:
             node: Node = ANY
         elif schema is False:
@@ -159,6 +160,7 @@ class _Reader:
             self._depth += 1
             if self._depth > MAX_SCHEMA_DEPTH:
                 raise too_deep(pointer)
+            self._order[pointer] = order
             node = self._read_object(schema, pointer)
             self._depth -= 1
         else:
@@ -169,76 +171,77 @@ class _Reader:
         return node
 
     def _read_object(self, schema: dict[str, Json], pointer: str) -> Node:
+        if "$ref" in schema and self._draft <= 7:
+            return self._read_old_ref(schema, pointer)
+        order = self._order[pointer]
         groups: set[str] = set()
         combining = False
-        draft = self._draft
-        if "$ref" in schema and draft <= 7:
-            return self._read_old_ref(schema, pointer)
-        for keyword in schema:
-            if draft != kw.DEFAULT_DRAFT and not kw.SINCE.get(keyword, 0) <= draft <= kw.UNTIL.get(keyword, 9999):
-                self._report(pointer, keyword, "annotation", "unknown keyword in this draft")
-            elif (group := _GROUPS.get(keyword)) is not None:
-                if keyword in kw.UNTIL and draft > kw.UNTIL[keyword]:
-                    self._report(pointer, keyword, "annotation", "unknown keyword in this draft")
-                    continue
-                groups.add(group)
-                self._report(pointer, keyword, "masked", self._note(keyword, schema))
-            elif keyword == "type":
-                self._report(pointer, keyword, "masked", _UNBOUNDED_NOTE if schema["type"] == "integer" else "")
-            elif keyword in _COMBINING:
+        for index, keyword in enumerate(schema):
+            report = _MASKED
+            kind = self._kinds.get(keyword)
+            if kind is None:
+                report = ("annotation", kw.unknown_note(keyword))
+            elif kind == "annotation":
+                report = _ANNOTATION
+            elif kind == "type":
+                if schema["type"] == "integer":
+                    report = ("masked", _UNBOUNDED_NOTE)
+            elif kind in _TYPES:
+                groups.add(kind)
+                report = ("masked", self._note(keyword, kind, schema))
+            elif kind == "combining":
                 combining = True
-                self._report(pointer, keyword, "masked")
-            elif keyword in kw.ANNOTATIONS:
-                self._report(pointer, keyword, "annotation")
-            elif keyword in kw.DEFINITIONS:
-                self._define(schema, pointer, keyword)
-            elif keyword in kw.REFUSED:
-                self._read_refused(schema, pointer, keyword)
+            elif kind == "definitions":
+                report = self._define(schema, pointer, keyword)
+            elif kind == "refused":
+                report = self._read_refused(schema, pointer, keyword)
             else:
-                self._report(pointer, keyword, "annotation", kw.unknown_note(keyword))
+                report = _UNKNOWN_IN_DRAFT
+            at = step(pointer, keyword) if kind is None else f"{pointer}/{keyword}"
+            self._reports.append(((*order, index), KeywordReport(at, keyword, *report)))
         base = self._read_types(schema, pointer, groups)
         return self._combine(schema, pointer, base) if combining else base
 
-    def _note(self, keyword: str, schema: dict[str, Json]) -> str:
-        if keyword in kw.NUMBER_KEYWORDS and schema.get("type") != "integer":
-            return _BOUNDED_NOTE
+    def _note(self, keyword: str, kind: str, schema: dict[str, Json]) -> str:
+        if kind == "number":
+            return _BOUNDED_NOTE if schema.get("type") != "integer" else ""
         if keyword == "format" and isinstance(schema["format"], str) and schema["format"] in FORMATS:
             return FORMATS[schema["format"]].note
         return ""
 
-    def _define(self, schema: dict[str, Json], pointer: str, keyword: str) -> None:
+    def _define(self, schema: dict[str, Json], pointer: str, keyword: str) -> _Report:
         if not isinstance(schema[keyword], dict):
             self._wrong(pointer, keyword, "an object")
-        self._report(pointer, keyword, "annotation", "read where $ref names one")
-        self._definitions.append(step(pointer, keyword))
+        self._definitions.append(f"{pointer}/{keyword}")
+        return "annotation", "read where $ref names one"
 
-    def _read_refused(self, schema: dict[str, Json], pointer: str, keyword: str) -> None:
+    def _read_refused(self, schema: dict[str, Json], pointer: str, keyword: str) -> _Report:
+        """Return the report of a keyword that is refused where it says anything."""
         if keyword in ("then", "else") and "if" not in schema:
-            self._report(pointer, keyword, "annotation", "without if it says nothing")
-        elif keyword in ("minContains", "maxContains") and "contains" not in schema:
-            self._report(pointer, keyword, "annotation", "without contains it says nothing")
-        elif (
+            return "annotation", "without if it says nothing"
+        if keyword in ("minContains", "maxContains") and "contains" not in schema:
+            return "annotation", "without contains it says nothing"
+        if (
             keyword in ("patternProperties", "dependencies", "dependentRequired", "dependentSchemas")
             and schema[keyword] == {}
         ):
-            self._report(pointer, keyword, "masked", "empty: it says nothing")
-        elif keyword in ("propertyNames", "unevaluatedProperties", "unevaluatedItems") and schema[keyword] in (
-            True,
-            {},
-        ):
-            self._report(pointer, keyword, "masked", "it allows everything")
-        else:
-            self._refuse(pointer, keyword, f"{keyword} is not enforced yet; {kw.REFUSED[keyword]}")
+            return "masked", "empty: it says nothing"
+        if keyword in ("propertyNames", "unevaluatedProperties", "unevaluatedItems") and schema[keyword] in (True, {}):
+            return "masked", "it allows everything"
+        self._refuse(pointer, keyword, f"{keyword} is not enforced yet; {kw.REFUSED[keyword]}")
 
     def _read_old_ref(self, schema: dict[str, Json], pointer: str) -> Node:
         """Read a `$ref` of draft 7 and before, where it hides all other keywords beside it."""
-        for keyword in schema:
+        for index, keyword in enumerate(schema):
             if keyword == "$ref":
-                self._report(pointer, keyword, "masked")
+                report = _MASKED
             elif keyword in kw.DEFINITIONS:
-                self._define(schema, pointer, keyword)
+                report = self._define(schema, pointer, keyword)
             else:
-                self._report(pointer, keyword, "annotation", "beside $ref it says nothing up to draft 7")
+                report = ("annotation", "beside $ref it says nothing up to draft 7")
+            self._reports.append(
+                ((*self._order[pointer], index), KeywordReport(step(pointer, keyword), keyword, *report))
+            )
         return self._read_ref(schema, pointer)
 
     def _read_ref(self, schema: dict[str, Json], pointer: str) -> Ref:
@@ -257,6 +260,8 @@ class _Reader:
             names = _EVERY_TYPE
         else:
             return ANY
+        if not groups and len(names) == 1:
+            return _TYPES[names[0]]
         # A keyword's value is checked even where its type cannot occur.
         leaves: dict[str, Node] = {}
         if "number" in groups:
@@ -273,6 +278,8 @@ class _Reader:
 
     def _type_names(self, schema: dict[str, Json], pointer: str) -> tuple[str, ...]:
         value = schema["type"]
+        if isinstance(value, str) and value in _TYPES:
+            return (value,)
         names = [value] if isinstance(value, str) else value
         if (
             not isinstance(names, list)
@@ -290,17 +297,18 @@ class _Reader:
     # One type each
 
     def _number(self, schema: dict[str, Json], pointer: str, keyword: str) -> Decimal | None:
-        value = schema.get(keyword)
-        if value is None and keyword not in schema:
+        if keyword not in schema:
             return None
+        value = schema[keyword]
         if isinstance(value, bool) or not isinstance(value, int | Decimal):
             self._wrong(pointer, keyword, "a number")
         return Decimal(value)
 
     def _count(self, schema: dict[str, Json], pointer: str, keyword: str) -> int | None:
-        value = self._number(schema, pointer, keyword)
-        if value is None:
+        if keyword not in schema:
             return None
+        value = self._number(schema, pointer, keyword)
+        assert value is not None
         if value < 0 or value.adjusted() > 18 or value != value.to_integral_value():
             self._wrong(pointer, keyword, "a whole number from 0 to 10^18")
         if keyword.startswith("max"):
@@ -375,9 +383,7 @@ class _Reader:
         rest_keyword = "items" if self._draft >= 2020 or not isinstance(items, list) else "additionalItems"
         listed = schema.get(prefix_keyword)
         if isinstance(listed, list):
-            prefix = tuple(
-                self.read(item, step(step(pointer, prefix_keyword), index)) for index, item in enumerate(listed)
-            )
+            prefix = tuple(self._read_list(schema, pointer, prefix_keyword, listed))
         elif prefix_keyword == "prefixItems" and "prefixItems" in schema:
             self._wrong(pointer, "prefixItems", "a list of schemas")
         if isinstance(items, list) and rest_keyword == "items":
@@ -387,7 +393,7 @@ class _Reader:
                 "a schema (a list is of draft 7 and before: write prefixItems, or name that draft in $schema)",
             )
         if rest_keyword in schema:
-            rest = self.read(schema[rest_keyword], step(pointer, rest_keyword))
+            rest = self._read_one(schema, pointer, rest_keyword)
         return Array(
             prefix, rest, self._count(schema, pointer, "minItems") or 0, self._count(schema, pointer, "maxItems")
         )
@@ -400,10 +406,14 @@ class _Reader:
         if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
             self._wrong(pointer, "required", "a list of strings")
         at = f"{pointer}/properties"
-        properties = {name: self.read(value, step(at, name)) for name, value in declared.items()}
+        properties: dict[str, Node] = {}
+        if declared:
+            order = self._order_of(schema, pointer, "properties")
+            for index, (property_name, value) in enumerate(declared.items()):
+                properties[property_name] = self.read(value, step(at, property_name), (*order, index))
         additional: Node = ANY
         if "additionalProperties" in schema:
-            additional = self.read(schema["additionalProperties"], f"{pointer}/additionalProperties")
+            additional = self._read_one(schema, pointer, "additionalProperties")
         for name in required:
             properties.setdefault(str(name), additional)
         return Object(
@@ -440,5 +450,11 @@ class _Reader:
         options = schema[keyword]
         if not isinstance(options, list) or not options:
             self._wrong(pointer, keyword, "a list of schemas, not empty")
-        at = step(pointer, keyword)
-        return [self.read(option, f"{at}/{index}") for index, option in enumerate(options)]
+        return self._read_list(schema, pointer, keyword, options)
+
+    def _read_one(self, schema: dict[str, Json], pointer: str, keyword: str) -> Node:
+        return self.read(schema[keyword], f"{pointer}/{keyword}", self._order_of(schema, pointer, keyword))
+
+    def _read_list(self, schema: dict[str, Json], pointer: str, keyword: str, values: list[Json]) -> list[Node]:
+        order = self._order_of(schema, pointer, keyword)
+        return [self.read(value, f"{pointer}/{keyword}/{index}", (*order, index)) for index, value in enumerate(values)]
