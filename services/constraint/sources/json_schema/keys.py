@@ -76,7 +76,8 @@ def any_key_but(names: Iterable[str]) -> Automaton:
         before, path[depth + 1 :] = key, new
     nodes = range(_ROOT, _ROOT + len(followers))
     # What is not as in most nodes: a node inside a character, which no key ends with; and one that a name ends with.
-    places = {} if all(map(_is_plain, keys)) else _places(edges)
+    text = b"".join(keys)
+    places = {} if text.isascii() and b"\\" not in text else _places(edges)
     special = {*ends, *places}
     common = dict.fromkeys([out for node, out in zip(nodes, followers, strict=True) if node not in special])
     kinds = [(_FREE, without, False) for without in common]
@@ -95,10 +96,6 @@ def any_key_but(names: Iterable[str]) -> Automaton:
         if place == _FREE and not is_end:
             epsilons.append((way, _CLOSING))
     return Automaton(_START, (_CLOSED,), tuple(edges), tuple(epsilons), tuple(bases))
-
-
-def _is_plain(key: bytes) -> bool:
-    return key.isascii() and b"\\" not in key
 
 
 def _places(edges: list[tuple[int, int, int, int]]) -> dict[int, int]:

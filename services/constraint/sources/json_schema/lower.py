@@ -72,6 +72,7 @@ _STRING = Reference("string")
 _INTEGER = Reference("integer")
 _NUMBER = Reference("number")
 _ANY = Reference("any")
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def _enclose(
@@ -172,6 +173,16 @@ class _Lowering:
 
     def _make(self, node: Node) -> Expression:
         match node:
+            case String():
+                return self._string(node)
+            case Object():
+                return self._rule(lambda: self._object(node), "object")
+            case Array():
+                return self._rule(lambda: self._array(node), "array")
+            case Number():
+                return self._number(node)
+            case Constants():
+                return self._constants(node)
             case AnyValue():
                 return _ANY
             case NoValue():
@@ -180,16 +191,6 @@ class _Lowering:
                 return _NULL
             case Boolean():
                 return _TRUE_FALSE
-            case Number():
-                return self._number(node)
-            case String():
-                return self._string(node)
-            case Constants():
-                return self._constants(node)
-            case Array():
-                return self._rule(lambda: self._array(node), "array")
-            case Object():
-                return self._rule(lambda: self._object(node), "object")
             case Ref(target):
                 name = f"#{target}"
                 if name not in self._rules:
@@ -439,7 +440,7 @@ def _scalar(value: Json) -> bytes:
     """
     if isinstance(value, Decimal):
         return repr(float(value)).encode() if Decimal(repr(float(value))) == value else str(value).encode()
-    return json.dumps(value, ensure_ascii=False).encode()
+    return _encode(value).encode()
 
 
 def _number(node: Number) -> Expression:
