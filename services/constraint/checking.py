@@ -302,6 +302,14 @@ class Checker:
             failed_at_byte=self._failed_at_byte(matcher, case.tests[0].text) if case.tests else None,
         )
 
+    def matcher(self, schema: str) -> Matcher:
+        """Compile a JSON Schema for the vocabulary, with every cut open.
+
+        Raises:
+            ServiceError: the schema is refused.
+        """
+        return self._compile(ConstraintSource("json_schema", schema), SourceOptions(), "off")[0]
+
     def _compile(
         self, source: ConstraintSource, options: SourceOptions, forcing: Forcing
     ) -> tuple[Matcher, tuple[KeywordReport, ...], float]:

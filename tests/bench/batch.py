@@ -8,6 +8,7 @@ grammars of its own, compiled anew for every measurement and outside of the time
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from services.constraint.checking import Case, Checker, no_collection
+from services.constraint.core.batch import REJECTED, advance_batch
 from services.vocabulary import Vocabulary, bitmask_words
 from tests.bench.peers import Llguidance, RefusedError, Xgrammar
 
@@ -85,7 +87,23 @@ def masks_per_second(run: Runner, chosen: list[Group], num_threads: int) -> floa
 
 def ours_batch(checker: Checker) -> Runner:
     """Ours, by `services.constraint.core.batch.advance_batch`."""
-    raise NotImplementedError("the batch call of the core is not there yet")
+    bitmask = np.zeros((2 * NUM_SCHEMAS, bitmask_words(checker.vocabulary.vocab_size)), np.int32)
+
+    def run(group: Group, num_threads: int) -> float:
+        made = [checker.matcher(schema) for schema in group.schemas]
+        matchers = [matcher for one in made for matcher in (one, one)]
+        states = np.array([matcher.start for matcher in matchers], np.int64)
+        steps = [np.array(column, np.int64) for column in _columns(group)]
+        with ThreadPoolExecutor(max(1, num_threads - 1)) as executor:
+            started = perf_counter()
+            for token_ids in steps:
+                advance_batch(matchers, states, token_ids, bitmask, executor=executor, num_threads=num_threads)
+            seconds = perf_counter() - started
+        if (states == REJECTED).any():
+            raise AssertionError("a token of a valid text was refused")
+        return seconds
+
+    return run
 
 
 def llguidance_batch(peer: Llguidance, vocabulary: Vocabulary) -> Runner:

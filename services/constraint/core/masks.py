@@ -17,6 +17,7 @@ The mask of a configuration is the union over its items, so each item may go its
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from services.constraint.core.compiling import compiled
 from services.constraint.core.interning import intern_configuration
@@ -33,9 +34,11 @@ from services.constraint.core.tables import (
     NUM_CLASSES,
     NUM_MASKS,
     NUM_ROWS,
+    TERMINATED,
     UNKNOWN,
     WANTED_SPAN,
     Int32s,
+    Int64s,
     arena,
     i64,
     scratch,
@@ -176,7 +179,7 @@ def _fill_span(memory: int, state: int, node: int, is_first: bool, row: Int32s) 
         a.sizes[WANTED_SPAN] = s.state_span[state] - 1
         return MISSING_SPAN
     t = span_table(address)
-    remaining, needed = i64(t.most_begun[0]), i64(1)
+    remaining, needed = max(i64(t.most_begun[0]), i64(t.most_completed[0])), i64(1)
     if t.is_counted[0] == 1:
         frame = i64(a.node_start[node])
         if a.node_start[node + 1] - frame != 1 or a.frame_return[frame] < 0:
@@ -187,7 +190,7 @@ def _fill_span(memory: int, state: int, node: int, is_first: bool, row: Int32s) 
         needed = max(needed, i64(g.count_minimum[ret]) - a.frame_count[frame])
         if g.count_maximum[ret] >= 0:
             remaining = min(remaining, i64(g.count_maximum[ret]) - a.frame_count[frame])
-    if needed > t.most_completed[0]:
+    if needed > t.most_completed[0] and remaining >= t.most_begun[0]:
         _add_inside(address, remaining, is_first, row)
         return 1
     w.item_state[0], w.item_node[0] = state, node
@@ -378,12 +381,41 @@ def _walk_difference(memory: int, configuration: int, base: int, row: Int32s) ->
 
 
 @compiled
-def advance_and_mask(memory: int, configuration: int, token_id: int, masked: int) -> tuple[int, int]:
-    """Take a token and find the mask behind it; return (configuration, row).
+def advance(memory: int, configuration: int, token_id: int) -> int:
+    """Return the configuration after a token: DEAD where it may not follow, TERMINATED behind an end token, or a code."""
+    a, v = arena(memory), vocabulary_arrays(memory)
+    if configuration < 0:
+        return i64(DEAD)
+    a.sizes[FUEL] = a.sizes[MAX_FUEL]
+    for end_token in v.end_token:
+        if token_id == end_token:
+            return i64(TERMINATED) if a.configuration_accepts[configuration] == 1 else i64(DEAD)
+    if not 0 <= token_id < len(v.text_start) - 1 or v.text_start[token_id] == v.text_start[token_id + 1]:
+        return i64(DEAD)
+    return accept_token(memory, configuration, token_id)
 
-    The first is DEAD where the token may not follow, and the second then nothing; either may be a negative code.
+
+@compiled
+def advance_all(
+    memories: Int64s, states: Int64s, token_ids: Int64s, out: npt.NDArray[np.int32], items: Int64s, first: int
+) -> tuple[int, int]:
+    """Take the token of each of `items`, from the `first` on, and write the mask behind it to its row of `out`.
+
+    `states` are the configurations before and after; a row is all zero where nothing may follow. Return the place in
+    `items` where it stopped and why: a code, or the number of items and 0.
     """
-    target = accept_token(memory, configuration, token_id)
-    if target <= DEAD or masked == 0:
-        return target, i64(0)
-    return target, mask(memory, target)
+    for place in range(first, len(items)):
+        item = items[place]
+        memory = memories[item]
+        target = advance(memory, states[item], token_ids[item])
+        if target < TERMINATED:
+            return i64(place), target
+        if target == DEAD or target == TERMINATED:
+            out[item, :] = 0
+        else:
+            number = mask(memory, target)
+            if number < 0:
+                return i64(place), number
+            out[item, :] = row_at(arena(memory).row_address[number], i64(out.shape[1]))
+        states[item] = target
+    return i64(len(items)), i64(0)

@@ -19,12 +19,10 @@ import numpy.typing as npt
 from services.constraint.core import kernel
 from services.constraint.core.compiled_grammar import CompiledGrammar
 from services.constraint.core.configuration import Configurations
-from services.constraint.core.tables import DEAD, FIRST_CONFIGURATION
+from services.constraint.core.tables import DEAD, FIRST_CONFIGURATION, TERMINATED
 from services.constraint.core.trie import TokenTrie
 from services.rpckit.status import LeaseExpired, TokenRejected
 from services.vocabulary import bitmask_words
-
-TERMINATED: Final = -1
 
 Forcing = Literal["canonical", "off"]
 
@@ -89,9 +87,9 @@ class Matcher:
         self.min_bytes = compiled.min_bytes
         self._vocabulary = trie.vocabulary
         self._trie = trie
-        self._forcing = forcing
-        self._lock = threading.Lock()
-        self._configurations = Configurations(
+        self.forcing: Final = forcing
+        self.lock: Final = threading.Lock()  # whoever calls a kernel on `configurations` holds it
+        self.configurations: Final = Configurations(
             compiled,
             trie,
             max_bytes=limits.max_grammar_bytes,
@@ -104,15 +102,13 @@ class Matcher:
         self._witnesses: dict[int, tuple[int, int | None]] = {}
         self._no_mask = np.zeros(bitmask_words(trie.vocabulary.vocab_size), np.int32)
         self._no_mask.flags.writeable = False
-        self.start = self._configurations.start
-        with self._lock:
-            self._witness(self.start)
+        self.start = self.configurations.start
 
     @property
     def num_bytes(self) -> int:
         """About how many bytes this matcher holds now."""
         # 200: a Python dictionary entry with its tuple and integers, about.
-        return self._configurations.num_bytes + 200 * (len(self._forced) + len(self._witnesses))
+        return self.configurations.num_bytes + 200 * (len(self._forced) + len(self._witnesses))
 
     def accept(self, state: int, token_ids: Sequence[int]) -> int:
         """Return the state behind `token_ids`.
@@ -122,7 +118,7 @@ class Matcher:
             LeaseExpired: no such state.
             OutOfFuel: beyond the limits.
         """
-        with self._lock:
+        with self.lock:
             self._check(state)
             for index, token_id in enumerate(token_ids):
                 state = DEAD if state == TERMINATED else self._accept_one(state, token_id)
@@ -139,7 +135,7 @@ class Matcher:
             LeaseExpired: no such state.
             OutOfFuel: beyond the limits.
         """
-        with self._lock:
+        with self.lock:
             self._check(state)
             if state == TERMINATED:
                 return Guidance(TERMINATED, (), TERMINATED, self._no_mask, 0, True, 0, None)
@@ -157,7 +153,7 @@ class Matcher:
                 behind,
                 bitmask,
                 int(np.bitwise_count(bitmask.view(np.uint32)).sum()),
-                self._configurations.is_accepting(behind),
+                self.configurations.is_accepting(behind),
                 num_tokens,
                 first,
             )
@@ -170,9 +166,9 @@ class Matcher:
             OutOfFuel: beyond the limits.
         """
         # Reading a dictionary and copying a row are each one step for other threads, so what is known needs no lock.
-        row = self._configurations.known_mask(state) if self._forcing == "off" else None
+        row = self.configurations.known_mask(state) if self.forcing == "off" else None
         if row is None:
-            with self._lock:
+            with self.lock:
                 self._check(state)
                 row = memoryview(self._no_mask) if state == TERMINATED else self._mask(state)
                 memoryview(out)[:] = row
@@ -186,10 +182,14 @@ class Matcher:
             LeaseExpired: no such state.
         """
         self._check(state)
-        return state == TERMINATED or self._configurations.is_accepting(state)
+        return state == TERMINATED or self.configurations.is_accepting(state)
+
+    def has_state(self, state: int) -> bool:
+        """Tell whether a state was numbered here."""
+        return state == TERMINATED or FIRST_CONFIGURATION <= state < len(self.configurations)
 
     def _check(self, state: int) -> None:
-        if state != TERMINATED and not FIRST_CONFIGURATION <= state < len(self._configurations):
+        if not self.has_state(state):
             raise LeaseExpired(
                 f"no state {state} of this grammar is known here; compile again and replay the tokens", state=state
             )
@@ -197,7 +197,7 @@ class Matcher:
     def _accept_one(self, state: int, token_id: int) -> int:
         """Return the state behind one token, DEAD when it is outside the mask."""
         if token_id in self._vocabulary.eos_token_ids:
-            return TERMINATED if self._configurations.is_accepting(state) else DEAD
+            return TERMINATED if self.configurations.is_accepting(state) else DEAD
         forced = self._forced_token(state)
         if forced is not None and token_id != forced:
             return DEAD
@@ -206,20 +206,20 @@ class Matcher:
     def _advance(self, state: int, token_id: int) -> int:
         if not 0 <= token_id < self._vocabulary.vocab_size or self._vocabulary.token_bytes[token_id] is None:
             return DEAD
-        return int(self._configurations.call(kernel.accept_token, state, token_id))
+        return int(self.configurations.call(kernel.accept_token, state, token_id))
 
     def _mask(self, state: int) -> memoryview:
         """Return the bitmask (words,) of a state, which is not to be kept."""
         forced = self._forced_token(state)
         if forced is None:
-            return self._configurations.known_mask(state) or self._configurations.mask(state)
+            return self.configurations.known_mask(state) or self.configurations.mask(state)
         row = np.zeros_like(self._no_mask)
         row[forced >> 5] = np.uint32(1 << (forced & 31)).astype(np.int32)
         return memoryview(row)
 
     def _forced_token(self, state: int) -> int | None:
         """Return the only token that the mask of `state` admits because bytes are forced there, or None."""
-        if self._forcing == "off":
+        if self.forcing == "off":
             return None
         if state not in self._forced:
             self._forced[state] = self._find_forced_token(state)
@@ -227,7 +227,7 @@ class Matcher:
 
     def _find_forced_token(self, state: int) -> int | None:
         window = self._window[:_FORCED_WINDOW_BYTES]
-        num_bytes, behind = self._configurations.call(kernel.forced_bytes, state, window)
+        num_bytes, behind = self.configurations.call(kernel.forced_bytes, state, window)
         text = _whole_characters(window[:num_bytes].tobytes())
         if not text:
             return None
@@ -235,7 +235,7 @@ class Matcher:
         token = self._vocabulary.token_bytes[first]
         if token is None or not text.startswith(token):
             return None  # the tokenizer puts something before a text, or changes it
-        ends_here = len(text) == num_bytes < len(window) and self._configurations.is_final(behind)
+        ends_here = len(text) == num_bytes < len(window) and self.configurations.is_final(behind)
         if not ends_here and self._trie.reaches_past(np.frombuffer(text, np.uint8), len(token)):
             return None  # what follows could have been cut together with this
         return first
@@ -245,12 +245,12 @@ class Matcher:
         chain: list[tuple[int, int]] = []
         at = state
         while at not in self._witnesses:
-            if self._configurations.is_accepting(at):
+            if self.configurations.is_accepting(at):
                 self._witnesses[at] = 0, None
                 break
             token_id = self._forced_token(at)
             if token_id is None:
-                num_bytes = self._configurations.call(
+                num_bytes = self.configurations.call(
                     kernel.shortest_bytes, at, self._trie.usable_bytes, self._window[: self._trie.max_token_bytes]
                 )
                 found = self._trie.longest_prefix(self._window[:num_bytes])

@@ -66,7 +66,7 @@ class SpanTable(NamedTuple):
 
     is_counted: Int64s  # (1,)
     most_begun: Int64s  # (1,) by any token that stays inside
-    most_completed: Int64s  # (1,) by any token that exits
+    most_completed: Int64s  # (1,) by any token that does not
     going_on: Int32s  # (257,) how many bytes below each one go on where the span may end
     word: Uint8s  # shortest way from the place to an end
     unit: Uint8s  # shortest unit
@@ -118,9 +118,14 @@ class VocabularySpans:
         made = [made for places in list(self._tables.values()) for made in list(places.values())]
         return sum(array.nbytes for one in made for array in one.table)
 
-    def known(self, automaton: Automaton) -> dict[int, int]:
-        """Return the addresses of the pointer tables of an automaton's SpanTables, by place, as far as they are made."""
-        return {place: made.pointers.address for place, made in self._tables.get(automaton.key, {}).items()}
+    def known(self, automaton: Automaton) -> Int64s:
+        """Return (places,) the address of the pointer table of each place's SpanTable, 0 where none is made yet."""
+        with self._lock:
+            places = self._tables.get(automaton.key, {})
+            addresses = np.zeros(len(automaton.may_end), np.int64)
+            for place, made in places.items():
+                addresses[place] = made.pointers.address
+            return addresses
 
     def address(self, automaton: Automaton, place: int, *, with_crossing: bool = False) -> int:
         """Return the address of the pointer table of the SpanTable of a place, made where it is not there yet."""
@@ -136,7 +141,7 @@ class VocabularySpans:
     def _make(self, automaton: Automaton, place: int) -> _Made:
         is_loop = automaton.kind != RULE
         is_counted = automaton.kind == COUNTED
-        inside, exits = _scan(self._trie, automaton.following, automaton.may_end, place, is_loop)
+        inside, exits, most_completed = _scan(self._trie, automaton.following, automaton.may_end, place, is_loop)
         inside_id, inside_begun = inside
         exit_token, exit_offset, exit_completed = exits
         rows = np.zeros((1 + NUM_COUNTED_ROWS if is_counted else 1, self._num_words), np.int32)
@@ -151,7 +156,7 @@ class VocabularySpans:
         table = SpanTable(
             is_counted=np.array([is_counted], np.int64),
             most_begun=np.array([inside_begun.max(initial=1)], np.int64),
-            most_completed=np.array([exit_completed.max(initial=0)], np.int64),
+            most_completed=np.array([most_completed], np.int64),
             going_on=going_on,
             word=_shortest(automaton, place),
             unit=_shortest(automaton, 0),
@@ -223,18 +228,19 @@ def _fill_rows(rows: npt.NDArray[np.int32], token_ids: Int32s, begun: Int32s) ->
 @compiled
 def _scan(
     trie: int, following: npt.NDArray[np.int16], may_end: Uint8s, entry: int, is_loop: bool
-) -> tuple[tuple[Int32s, Int32s], tuple[Int32s, Int32s, Int32s]]:
+) -> tuple[tuple[Int32s, Int32s], tuple[Int32s, Int32s, Int32s], int]:
     """Find what all tokens do in a span that is entered in the place `entry`.
 
     Return (token id, units begun) of each that stays inside, and (token, length before the remainder, units completed)
-    of each that exits. A rule counts as one unit. Tokens without "id" are places in the order of bytes.
+    of each that exits; and the most units that one completes which does not stay inside. A rule counts as one unit.
+    Tokens without "id" are places in the order of bytes.
     """
     t = trie_arrays(trie)
     num_tokens = len(t.token_id)
     inside_id, inside_begun = np.empty(num_tokens, np.int32), np.empty(num_tokens, np.int32)
     exit_token, exit_offset = np.empty(num_tokens, np.int32), np.empty(num_tokens, np.int32)
     exit_completed = np.empty(num_tokens, np.int32)
-    num_inside, num_exits = i64(0), i64(0)
+    num_inside, num_exits, most_completed = i64(0), i64(0), i64(0)
     deepest = i64(0)
     for depth in t.depth:
         deepest = max(deepest, i64(depth))
@@ -245,6 +251,7 @@ def _scan(
         depth = i64(t.depth[i])
         target = i64(following[place[depth], t.byte[i]])
         if target == _BROKEN:
+            most_completed = max(most_completed, completed[depth])
             if completed[depth] > 0 and may_end[place[depth]] == 1:
                 for token in range(t.token_start[i], t.token_start[t.end[i]]):
                     exit_token[num_exits] = token
@@ -266,6 +273,7 @@ def _scan(
     return (
         (inside_id[:num_inside].copy(), inside_begun[:num_inside].copy()),
         (exit_token[:num_exits].copy(), exit_offset[:num_exits].copy(), exit_completed[:num_exits].copy()),
+        most_completed,
     )
 
 
@@ -311,7 +319,7 @@ class GrammarSpans:
         for entry, hash_ in zip(*(array.tolist() for array in _rule_hashes(memory, MAX_PLACES)), strict=True):
             if is_common:
                 vocabulary.rule_hashes.add(hash_)
-            if hash_ in vocabulary.rule_hashes and (is_common or vocabulary.known(self._automaton(entry, RULE))):
+            if hash_ in vocabulary.rule_hashes and (is_common or vocabulary.known(self._automaton(entry, RULE)).any()):
                 _take_rule(memory, entry, MAX_PLACES, place, loop, kind)
         self._states = np.flatnonzero(kind).astype(np.int32)
         self._place = place
@@ -343,12 +351,11 @@ class GrammarSpans:
         return Automaton(*_automaton(self._memory, entry, entry if kind == LOOP else -1, kind, MAX_PLACES), kind)
 
     def _take_what_is_known(self) -> None:
-        known: dict[int, dict[int, int]] = {}
-        for span, state in enumerate(self._states.tolist()):
-            entry = int(self._loop[state])
-            if entry not in known:
-                known[entry] = self._vocabulary.known(self._automaton(entry, int(self._kind[state])))
-            self.arrays.address[span] = known[entry].get(int(self._place[state]), 0)
+        loops = self._loop[self._states]
+        for entry in np.unique(loops).tolist():
+            spans = np.flatnonzero(loops == entry)
+            known = self._vocabulary.known(self._automaton(entry, int(self._kind[self._states[spans[0]]])))
+            self.arrays.address[spans] = known[self._place[self._states[spans]]]
 
 
 @compiled
@@ -465,6 +472,16 @@ def _num_first_bytes(memory: int, state: int) -> int:
 
 
 @compiled
+def _comes_back(memory: int, state: int) -> bool:
+    """Tell whether some byte leads from a state to itself: in a loop, some character is one byte."""
+    g = tables(memory)
+    for edge in range(g.edge_start[state], g.edge_start[state + 1]):
+        if _lead(memory, i64(g.edge_target[edge]), state, i64(LOOP))[0] == _TO_END:
+            return True
+    return False
+
+
+@compiled
 def _entry_of_rule(memory: int, rule: int) -> int:
     """Return the one state in which a rule reads its first byte, or -1."""
     g = tables(memory)
@@ -498,6 +515,7 @@ def _find_loops(memory: int, num_states: int, limit: int, fewest: int) -> tuple[
             place[state] < 0
             and g.call_start[state] == g.call_start[state + 1]
             and _num_first_bytes(memory, i64(state)) >= fewest
+            and _comes_back(memory, i64(state))
         ):
             for number in range(_places(memory, i64(state), i64(state), i64(LOOP), limit, found)):
                 if place[found[number]] < 0:

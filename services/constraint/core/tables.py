@@ -25,6 +25,8 @@ UNKNOWN: Final = 0
 DEAD: Final = 1
 FIRST_CONFIGURATION: Final = 2
 
+TERMINATED: Final = -1  # the state behind an end token
+
 # What a kernel returns instead of a configuration: which store to grow before the same call is made again, or that
 # the work is too much.
 GROW_ARENA: Final = -2

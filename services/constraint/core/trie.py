@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from services.constraint.core.compiling import compiled
-from services.constraint.core.spans import VocabularySpans
 from services.constraint.core.pointers import PointerTable
+from services.constraint.core.spans import VocabularySpans
 from services.constraint.core.tables import TrieArrays, Uint8s, VocabularyArrays
 from services.constraint.core.trie_layout import build_trie
 from services.vocabulary import Vocabulary, bitmask_words

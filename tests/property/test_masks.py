@@ -1,0 +1,168 @@
+"""Masks where the shortcuts of `masks.py` are taken: kernel = plain Python twin = trying every token."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import strategies as st
+
+from services.constraint.core.engine import TERMINATED, CompiledGrammar, Matcher, TokenTrie, compile_grammar
+from services.constraint.core.grammar import (
+    EMPTY,
+    Alternation,
+    Automaton,
+    ByteRange,
+    Bytes,
+    Expression,
+    Grammar,
+    Literals,
+    Reference,
+    Repeat,
+    Sequence,
+    optional,
+)
+from services.constraint.core.reference import Reference as Twin
+from services.constraint.sources.json_schema.keys import any_key_but
+from services.constraint.sources.json_schema.strings import ANY_CHARACTER, PLAIN_CHARACTER
+from services.rpckit.status import UnsatisfiableGrammar
+from services.vocabulary import allowed_token_ids
+
+PIECES = [
+    b"a",
+    b"b",
+    b"z",
+    b"A",
+    b"0",
+    b'"',
+    b"\\",
+    b"n",
+    b"u",
+    b"-",
+    b",",
+    b" ",
+    b"\n",
+    "é".encode(),
+    "🦜".encode(),
+    b"\xc3",
+]
+
+
+@dataclass(frozen=True)
+class Words:
+    """As much of a vocabulary as masks need."""
+
+    token_bytes: tuple[bytes | None, ...]
+    eos_token_ids: tuple[int, ...]
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.token_bytes)
+
+
+def vocabularies() -> st.SearchStrategy[Any]:
+    """The pieces' bytes, some words of several pieces, an end token and an id without text."""
+    words = st.lists(st.lists(st.sampled_from(PIECES), min_size=2, max_size=5).map(b"".join), min_size=5, max_size=25)
+
+    def make(found: list[bytes]) -> Words:
+        tokens: list[bytes | None] = [bytes([byte]) for byte in sorted({byte for piece in PIECES for byte in piece})]
+        tokens += [*dict.fromkeys(found), None, None]
+        return Words(tuple(tokens), (len(tokens) - 1,))
+
+    return words.map(make)
+
+
+# Some are loops over single bytes, some over characters of several, one repeats what follows it.
+CHARACTERS = st.sampled_from(
+    [
+        ByteRange(0x61, 0x7A),
+        ByteRange(0x30, 0x7A),
+        ANY_CHARACTER,
+        PLAIN_CHARACTER,
+        Automaton(0, (1,), ((0, 0x20, 0x5A, 1), (0, 0x61, 0x7A, 1), (0, 0xC3, 0xC3, 2), (2, 0x80, 0xBF, 1))),
+    ]
+)
+COUNTS = st.sampled_from([(0, None), (1, None), (3, None), (0, 2), (1, 3), (2, 2), (0, 40), (5, 300), (2, 18)])
+FOLLOWERS = st.sampled_from(
+    [
+        Bytes(b'"'),
+        Bytes(b"-"),
+        Bytes(b""),
+        Bytes(b"az"),
+        ByteRange(0x61, 0x6D),
+        Bytes(b'",'),
+        Literals((b"--", b"a-", b'"')),
+    ]
+)
+SPACE = Alternation(
+    (EMPTY, Bytes(b" "), Sequence((Bytes(b"\n"), Repeat(Alternation((Bytes(b" "), Bytes(b"\t"))), 0, 6))))
+)
+
+
+def expressions() -> st.SearchStrategy[Expression]:
+    """Loops with what may follow them, keys but some names, white space, calls from several places."""
+    loop = st.builds(lambda body, counts: Repeat(body, *counts), CHARACTERS, COUNTS)
+    keys = st.lists(st.sampled_from(["a", "ab", "abz", "b", "é", "éa", 'q"', "", "z🦜"]), max_size=4, unique=True)
+    leaf = st.one_of(
+        loop,
+        loop,
+        keys.map(any_key_but),
+        st.just(Reference("space")),
+        st.just(Reference("other")),
+        FOLLOWERS,
+        st.builds(lambda one, two: Sequence((one, two)), loop, FOLLOWERS),
+    )
+
+    def grow(inner: st.SearchStrategy[Expression]) -> st.SearchStrategy[Expression]:
+        several = st.lists(inner, min_size=2, max_size=3).map(tuple)
+        return st.one_of(several.map(Sequence), several.map(Alternation), inner.map(optional))
+
+    return st.recursive(leaf, grow, max_leaves=4)
+
+
+def grammars() -> st.SearchStrategy[Grammar]:
+    """Grammars over those."""
+    return st.builds(
+        lambda start, other: Grammar("start", {"start": start, "other": other, "space": SPACE}),
+        expressions(),
+        expressions(),
+    )
+
+
+COMMON = Grammar("start", {"start": Sequence((Reference("space"), Repeat(ANY_CHARACTER, 0, None))), "space": SPACE})
+QUOTES = Words((b"a", b'"', b'a"', b'"a', b'aa"', None), (5,))
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(grammars(), vocabularies(), st.booleans(), st.randoms(use_true_random=False))
+@example(
+    Grammar("start", {"start": Sequence((Repeat(ByteRange(0x61, 0x7A), 2, 3), Bytes(b'"')))}),
+    QUOTES,
+    False,
+    random.Random(1),
+)
+def test_mask_is_what_the_twin_finds(grammar: Grammar, words: Any, knows_common: bool, rng: random.Random) -> None:
+    trie = TokenTrie(words)
+    try:
+        compiled = compile_grammar(grammar)
+    except UnsatisfiableGrammar:
+        assume(False)
+    if knows_common:
+        Matcher(compile_grammar(COMMON), trie, forcing="off", is_common=True)
+    matcher = Matcher(CompiledGrammar.from_bytes(compiled.to_bytes()), trie, forcing="off")
+    twin = Twin(compiled)
+    state, mine = matcher.start, twin.start
+    for _ in range(4):
+        bitmask = matcher.guidance(state).bitmask
+        allowed = set(allowed_token_ids(bitmask, words.vocab_size).tolist())
+        expected = twin.allowed(mine, words.token_bytes, words.eos_token_ids)
+        assert allowed == expected, [words.token_bytes[token_id] for token_id in allowed ^ expected]
+        # Long words go further and are rarer than bytes.
+        choices = sorted(allowed, key=lambda token_id: -len(words.token_bytes[token_id] or b""))
+        token_id = rng.choice(choices[:10] if rng.random() < 0.7 else choices)
+        state = matcher.accept(state, [token_id])
+        if state == TERMINATED:
+            break
+        mine = twin.after(mine, words.token_bytes[token_id])
