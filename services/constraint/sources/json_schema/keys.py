@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from functools import lru_cache
-from itertools import repeat
 
 from services.constraint.core.grammar import Automaton
 from services.constraint.sources.json_schema.strings import PLAIN_CHARACTER
@@ -34,7 +33,8 @@ for _source, _low, _high, _target in _LOOP:
 _CLOSING = 1 + max(max(source, target) for source, _, _, target in _LOOP)
 _START = _CLOSING + 1
 _LEAF = _START + 1  # behind a name that no longer one begins with: one more character, then any key
-_ROOT = _LEAF + 1
+_FIRST_WAY = _LEAF + 1  # the ways out of nodes with one child, by the byte that leads to it, from a space on
+_ROOT = _FIRST_WAY + 0x60
 _EDGES = (
     *_LOOP,
     (_CLOSING, _QUOTE, _QUOTE, _CLOSED),
@@ -80,21 +80,32 @@ def any_key_but(names: Iterable[str]) -> Automaton:
     places = {} if text.isascii() and b"\\" not in text else _places(edges)
     special = {*ends, *places}
     common = dict.fromkeys([out for node, out in zip(nodes, followers, strict=True) if node not in special])
-    kinds = [(_FREE, without, False) for without in common]
-    ways = dict(zip(common, range(nodes.stop, nodes.stop + len(kinds)), strict=True))
-    way_of = [ways.get(without, 0) for without in followers]
-    for node in special:
-        way_of[node - _ROOT] = nodes.stop + len(kinds)
-        kinds.append((places.get(node, _FREE), followers[node - _ROOT], node in ends))
-    epsilons = [(_FREE, _CLOSING), *zip(nodes, way_of, strict=True)]
     # The bases of a node and of its way out are together what the loop is in, in the same place of a character.
     bases_of = [places.get(node, _CLOSING) for node in nodes] if places else [_CLOSING] * len(nodes)
     bases = [(_LEAF, _FREE), *zip(nodes, bases_of, strict=True)]
-    for way, (place, without, is_end) in enumerate(kinds, nodes.stop):
-        edges.extend(zip(repeat(way), *_way_out(place, without), strict=False))
+    epsilons = [(_FREE, _CLOSING)]
+    ways: dict[bytes, int] = {}
+    others: list[tuple[int, bytes, bool]] = []
+    for without in common:
+        known = _WAYS.get(without)
+        if known is None:
+            ways[without] = nodes.stop + len(others)
+            others.append((_FREE, without, False))
+        else:
+            ways[without], known_edges, base, epsilon = known
+            edges.extend(known_edges)
+            bases.append(base)
+            epsilons.append(epsilon)
+    way_of = [ways.get(without, 0) for without in followers]
+    for node in special:
+        way_of[node - _ROOT] = nodes.stop + len(others)
+        others.append((places.get(node, _FREE), followers[node - _ROOT], node in ends))
+    for way, (place, without, is_end) in enumerate(others, nodes.stop):
+        edges.extend([(way, low, high, target) for low, high, target in _way_out(place, without)])
         bases.append((way, place))
         if place == _FREE and not is_end:
             epsilons.append((way, _CLOSING))
+    epsilons.extend(zip(nodes, way_of, strict=True))
     return Automaton(_START, (_CLOSED,), tuple(edges), tuple(epsilons), tuple(bases))
 
 
@@ -111,16 +122,24 @@ def _places(edges: list[tuple[int, int, int, int]]) -> dict[int, int]:
 
 
 @lru_cache(maxsize=1024)
-def _way_out(place: int, without: bytes) -> tuple[list[int], list[int], list[int]]:
-    """Return (low bytes, high bytes, targets) of the edges from a place of a character but for those of some bytes."""
-    lows, highs, targets = [], [], []
+def _way_out(place: int, without: bytes) -> tuple[tuple[int, int, int], ...]:
+    """Return the edges (low, high, target) from a place of a character but for those of some bytes."""
+    edges = []
     for low, high, target in _EDGES_FROM[place]:
         first = low
         for byte in (*sorted(without), high + 1):
             if first <= byte <= high + 1:
                 if first < byte:
-                    lows.append(first)
-                    highs.append(byte - 1)
-                    targets.append(target)
+                    edges.append((first, byte - 1, target))
                 first = byte + 1
-    return lows, highs, targets
+    return tuple(edges)
+
+
+def _numbered_way(byte: int) -> tuple[int, tuple[tuple[int, int, int, int], ...], tuple[int, int], tuple[int, int]]:
+    way = _FIRST_WAY + byte - 0x20
+    edges = tuple([(way, low, high, target) for low, high, target in _way_out(_FREE, _BYTES[byte])])
+    return way, edges, (way, _FREE), (way, _CLOSING)
+
+
+# The state, the edges, the base and the epsilon of each way out that has its own number: the same in all automata.
+_WAYS = {_BYTES[byte]: _numbered_way(byte) for byte in range(0x20, 0x80)}
