@@ -144,7 +144,7 @@ def main() -> int:
     names = [name for name in SERIES if name in arguments.series]
     points = [Point(name, number) for name in names for number in SERIES[name].numbers]
     measured = asyncio.run(run(points, arguments.tokenizer or demo_tokenizer(), arguments.limit_s))
-    report = {
+    report: dict[str, Any] = {
         "points": [asdict(found) for found in measured],
         "growth": {name: growth([found for found in measured if found.series == name]) for name in names},
     }
@@ -152,7 +152,7 @@ def main() -> int:
     for path in (arguments.out, arguments.plot):
         path.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=2))
-    arguments.plot.write_text(growth_plot.svg(report["points"], [(field, title, unit) for field, title, unit in COSTS]))
+    arguments.plot.write_text(growth_plot.svg(report["points"], COSTS))
     print(f"{arguments.plot} and {arguments.out} written")
     return 0
 
