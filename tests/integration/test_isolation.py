@@ -73,7 +73,7 @@ class Client:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-async def test_others_compile_and_get_masks_meanwhile(name: str, address: str, tmp_path: Path) -> None:
+async def test_others_compile_and_get_masks_meanwhile(name: str, address: str) -> None:
     worker = f"unix:{Path(address.removeprefix('unix:')).parent / 'worker'}.sock"
     async with grpc.aio.insecure_channel(worker) as channel:
         model = await model_worker_pb2_grpc.ModelWorkerServiceStub(channel).GetModel(model_worker_pb2.GetModelRequest())
