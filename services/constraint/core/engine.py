@@ -9,16 +9,28 @@ from __future__ import annotations
 import numpy as np
 
 from services.constraint.core.compiled_grammar import FORMAT_VERSION, CompiledGrammar, CorruptGrammarError
-from services.constraint.core.grammar import Alternation, Automaton, ByteRange, Bytes, Grammar, Repeat, Sequence
+from services.constraint.core.grammar import Automaton, ByteRange, Bytes, Grammar, Repeat, Sequence
 from services.constraint.core.heap import keep_freed_memory
 from services.constraint.core.interning import rehashed
 from services.constraint.core.lowering import lower
-from services.constraint.core.matcher import TERMINATED, Forcing, Guidance, Matcher, MatcherLimits
+from services.constraint.core.matcher import Forcing, Guidance, Matcher, MatcherLimits
+from services.constraint.core.tables import TERMINATED
 from services.constraint.core.trie import TokenTrie
 from services.vocabulary import allowed_token_ids
 
 # Memory for grammars and masks that is made ready ahead.
 _READY_BYTES = 64 << 20
+# Between them these reach every kernel.
+_LETTER = ByteRange(97, 122)
+_WARM_UP = (
+    Sequence((Bytes(b"a"), Repeat(Sequence((ByteRange(97, 98), _LETTER)), 0, 1000), Bytes(b"zz"))),
+    Sequence((Repeat(_LETTER, 2, 100), Bytes(b"-"), Repeat(_LETTER, 1, None), Bytes(b"-"))),
+    Sequence((Repeat(_LETTER, 0, None), Bytes(b"zz"))),
+    Automaton(
+        1, (2,), ((0, 97, 122, 0), (1, 97, 97, 3), (1, 98, 122, 0), (3, 97, 122, 0), (0, 65, 65, 2)), bases=((1, 0),)
+    ),
+)
+_WARM_UP_TOKENS = 20
 # States of one grammar. A state takes about 50 bytes and 2 microseconds to compile.
 DEFAULT_MAX_STATES = 500_000
 
@@ -36,36 +48,22 @@ def compile_grammar(grammar: Grammar, *, max_states: int = DEFAULT_MAX_STATES) -
 
 
 def warm_up(trie: TokenTrie, common: Grammar | None = None) -> None:
-    """Compile the kernels, or load them from disk, so that no request waits for it; and make memory for masks ready.
+    """Compile the kernels, or load them from disk, so that no request waits for it; and make memory ready.
 
     The rules and loops of `common` are worked out for all grammars of this vocabulary that have them too.
     """
     keep_freed_memory(_READY_BYTES)
     rehashed(np.zeros(1, np.int64), 0, 0, 2)  # otherwise first met when a grammar outgrows its stores
-    pair = Sequence((ByteRange(97, 98), ByteRange(97, 122)))
-    unless = Automaton(
-        0,
-        (2,),
-        ((0, 97, 122, 0), (1, 97, 97, 3), (1, 98, 122, 0), (3, 97, 122, 0), (0, 65, 65, 2)),
-        bases=((1, 0), (3, 0)),
-    )
-    words = Sequence((Repeat(ByteRange(97, 122), 2, 100), Bytes(b"-"), Repeat(ByteRange(97, 122), 1, None), unless))
-    grammar = Grammar(
-        "start",
-        {
-            "start": Alternation(
-                (Sequence((Bytes(b"a"), Repeat(pair, 0, 1000), Bytes(b"zz"))), Sequence((Bytes(b"b"), words)))
-            )
-        },
-    )
-    compiled = CompiledGrammar.from_bytes(compile_grammar(grammar).to_bytes())
-    matcher = Matcher(compiled, trie, is_common=True)
-    state = matcher.start
-    # Long enough for the stores to grow, which has a kernel of its own.
-    for _ in range(300):
-        guidance = matcher.guidance(state)
-        allowed = allowed_token_ids(guidance.bitmask, trie.vocabulary.vocab_size)
-        state = matcher.accept(guidance.after_forced, allowed[:1].tolist())
+    for expression in _WARM_UP:
+        compiled = CompiledGrammar.from_bytes(compile_grammar(Grammar("start", {"start": expression})).to_bytes())
+        matcher = Matcher(compiled, trie, is_common=True)
+        state = matcher.start
+        for _ in range(_WARM_UP_TOKENS):
+            guidance = matcher.guidance(state)
+            allowed = allowed_token_ids(guidance.bitmask, trie.vocabulary.vocab_size)
+            if guidance.is_accepting:
+                break
+            state = matcher.accept(guidance.after_forced, allowed[:1].tolist())
     if common is not None:
         Matcher(compile_grammar(common), trie, is_common=True)
 

@@ -49,13 +49,14 @@ from services.constraint.core.tables import (
 @compiled
 def _add_position(memory: int, n: int, state: int, count: int, node: int) -> int:
     """Add a position unless it is there; return the new number of positions, or GROW_SCRATCH."""
-    w = scratch(memory)
+    a, w = arena(memory), scratch(memory)
     clock = w.clock[0]
     head = -1
     if w.state_stamp[state] == clock:
         head = w.state_head[state]
         i = head
         while i >= 0:
+            a.sizes[FUEL] -= 1
             if w.position_node[i] == node and w.position_count[i] == count:
                 return n
             i = w.position_next[i]
@@ -323,6 +324,7 @@ def step(memory: int, configuration: int, byte: int) -> int:
         merged = i64(0)
         j = w.state_head[state]
         while j >= 0:
+            a.sizes[FUEL] -= 1
             if w.position_count[j] == count:
                 w.position_done[j] = 1
                 if j != i:
@@ -334,6 +336,9 @@ def step(memory: int, configuration: int, byte: int) -> int:
             while j >= 0:
                 if w.position_count[j] == count:
                     other = w.position_node[j]
+                    a.sizes[FUEL] -= a.node_start[other + 1] - a.node_start[other]
+                    if a.sizes[FUEL] < 0:
+                        return OUT_OF_FUEL
                     for frame in range(a.node_start[other], a.node_start[other + 1]):
                         if frames >= len(w.frame_return):
                             return GROW_SCRATCH

@@ -222,10 +222,11 @@ class _Emitter:
         weight = _weight(body)
         body_rule = self._body_rule(body) if weight > MAX_COPIED_STATES and times * weight > MAX_UNROLLED else None
         loop = None if maximum is not None else network.new_state()
+        end = target if loop is None else loop
         ranges = _byte_ranges(body)
         for i in range(times):
             is_last = i == times - 1
-            middle = network.new_state() if not is_last else target if loop is None else loop
+            middle = network.new_state() if not is_last else end
             if ranges is not None:
                 network.edges += [(source, low, high, middle) for low, high in ranges]
             elif body_rule is None:

@@ -215,6 +215,9 @@ def _fill_span(memory: int, state: int, node: int, is_first: bool, row: Int32s) 
         return MISSING_SPAN
     _add_inside(address, remaining, is_first, row)
     if is_clear:
+        behind = _without_span(memory, state, node, behind)
+        if behind < 0:
+            return behind
         code = _walk_exits(memory, address, behind, needed, remaining, row)
     else:
         code = walk(memory, i64(t.crossing[0]), alone, row)
@@ -237,6 +240,21 @@ def _is_clear(memory: int, state: int, node: int, behind: int) -> bool:
 
 
 @compiled
+def _without_span(memory: int, state: int, node: int, behind: int) -> int:
+    """Return the configuration of what follows a span alone, without the items that go on with it."""
+    a, w = arena(memory), scratch(memory)
+    first, last = i64(a.configuration_start[behind]), i64(a.configuration_start[behind + 1])
+    if last - first > len(w.item_state):
+        return i64(GROW_SCRATCH)
+    n = i64(0)
+    for item in range(first, last):
+        if not _is_in_loop(memory, state, node, i64(a.item_state[item]), i64(a.item_node[item])):
+            w.item_state[n], w.item_node[n] = a.item_state[item], a.item_node[item]
+            n += 1
+    return intern_configuration(memory, w.item_state, w.item_node, n, i64(0))
+
+
+@compiled
 def _is_in_loop(memory: int, state: int, node: int, other_state: int, other_node: int) -> bool:
     """Tell whether another item goes on with the same span."""
     a, s = arena(memory), span_arrays(memory)
@@ -246,7 +264,7 @@ def _is_in_loop(memory: int, state: int, node: int, other_state: int, other_node
         return True
     # A counted span: the count has gone on, the rest of the frame is the same.
     frame, other = a.node_start[node], a.node_start[other_node]
-    return (
+    return bool(
         a.node_start[node + 1] - frame == 1
         and a.node_start[other_node + 1] - other == 1
         and a.frame_return[frame] == a.frame_return[other]
@@ -382,7 +400,7 @@ def _walk_difference(memory: int, configuration: int, base: int, row: Int32s) ->
 
 @compiled
 def advance(memory: int, configuration: int, token_id: int) -> int:
-    """Return the configuration after a token: DEAD where it may not follow, TERMINATED behind an end token, or a code."""
+    """Return the configuration after a token (DEAD: it may not follow; TERMINATED: it was an end token), or a code."""
     a, v = arena(memory), vocabulary_arrays(memory)
     if configuration < 0:
         return i64(DEAD)
@@ -410,7 +428,7 @@ def advance_all(
         target = advance(memory, states[item], token_ids[item])
         if target < TERMINATED:
             return i64(place), target
-        if target == DEAD or target == TERMINATED:
+        if target <= DEAD:  # or TERMINATED
             out[item, :] = 0
         else:
             number = mask(memory, target)

@@ -170,10 +170,10 @@ class Matcher:
         if row is None:
             with self.lock:
                 self._check(state)
-                row = memoryview(self._no_mask) if state == TERMINATED else self._mask(state)
-                memoryview(out)[:] = row
+                row = self._no_mask.data if state == TERMINATED else self._mask(state)
+                out.data[:] = row
             return
-        memoryview(out)[:] = row
+        out.data[:] = row
 
     def is_accepting(self, state: int) -> bool:
         """Tell whether the text is complete in `state`.
@@ -215,7 +215,7 @@ class Matcher:
             return self.configurations.known_mask(state) or self.configurations.mask(state)
         row = np.zeros_like(self._no_mask)
         row[forced >> 5] = np.uint32(1 << (forced & 31)).astype(np.int32)
-        return memoryview(row)
+        return row.data
 
     def _forced_token(self, state: int) -> int | None:
         """Return the only token that the mask of `state` admits because bytes are forced there, or None."""

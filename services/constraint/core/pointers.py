@@ -96,20 +96,23 @@ def _array(context: Any, builder: Any, field: Any, address: Any, length: Any) ->
 
 
 def reader(layout: Any, first_slot: int = 0) -> Any:
-    """Return a kernel's function: address of a pointer table -> the arrays of `layout` that it has from `first_slot`."""
+    """Return a kernel's function: address of a pointer table -> its arrays of `layout`, which begin at `first_slot`."""
     group = _Group(layout, first_slot)
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def read(_typing_context: Any, address: Any) -> Any:
         return group(types.int64), lambda _context, _builder, _signature, arguments: arguments[0]
 
     return read
 
 
-@intrinsic  # type: ignore[misc]
-def row_at(_typing_context: Any, address: Any, num_words: Any) -> Any:
-    """Return the `num_words` int32 words at `address`."""
+@intrinsic
+def _row_at(_typing_context: Any, address: Any, num_words: Any) -> Any:
     field = types.Array(types.int32, 1, "C")
     return field(types.int64, types.int64), lambda context, builder, _signature, arguments: _array(
         context, builder, field, *arguments
     )
+
+
+# A kernel's function: (address, num_words) -> the int32 words there.
+row_at: Any = _row_at

@@ -103,7 +103,7 @@ class VocabularySpans:
     """The span tables of one vocabulary, made when they are first asked for. Thread-safe."""
 
     def __init__(self, trie: int, text: Uint8s, offsets: Int64s, num_words: int) -> None:
-        """`trie` is the pointer table of the trie whose i-th token, by its bytes, is text[offsets[i]:offsets[i + 1]]."""
+        """`trie` is the pointer table of the trie whose i-th token, in order, is text[offsets[i]:offsets[i + 1]]."""
         self._trie = trie
         self._text = text
         self._offsets = offsets
@@ -209,7 +209,10 @@ def _shortest(automaton: Automaton, place: int) -> Uint8s:
 @compiled
 def _ids(trie: int, tokens: Int32s) -> Int32s:
     """Return the ids of tokens that are given by their place in the order of bytes."""
-    return trie_arrays(trie).token_id[tokens]
+    ids = np.empty(len(tokens), np.int32)
+    for i in range(len(tokens)):
+        ids[i] = trie_arrays(trie).token_id[tokens[i]]
+    return ids
 
 
 @compiled
@@ -333,7 +336,7 @@ class GrammarSpans:
         self._take_what_is_known()
 
     def provide(self, span: int) -> None:
-        """Make, or find, the table of a span that a kernel found missing; of ~span, that of what crosses its end too."""
+        """Make, or find, the table of a span that a kernel found missing; ~span asks for what crosses its end too."""
         with_crossing = span < 0
         span = ~span if with_crossing else span
         state = self._states[span]
@@ -533,7 +536,7 @@ def _find_loops(memory: int, num_states: int, limit: int, fewest: int) -> tuple[
         if place[target] != 0 or kind[target] != LOOP:
             continue
         n = _places(memory, i64(state), target, i64(LOOP), limit, found)
-        if n > 0 and np.array_equal(
+        if n > 0 and _are_equal(
             _automaton(memory, i64(state), target, i64(LOOP), limit)[0],
             _automaton(memory, target, target, i64(LOOP), limit)[0],
         ):
@@ -541,6 +544,17 @@ def _find_loops(memory: int, num_states: int, limit: int, fewest: int) -> tuple[
                 if place[found[number]] < 0:
                     place[found[number]], loop[found[number]], kind[found[number]] = number, target, LOOP
     return place, loop, kind
+
+
+@compiled
+def _are_equal(one: npt.NDArray[np.int16], other: npt.NDArray[np.int16]) -> bool:
+    if len(one) != len(other):
+        return False
+    for place in range(len(one)):
+        for byte in range(256):
+            if one[place, byte] != other[place, byte]:
+                return False
+    return True
 
 
 @compiled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from services.constraint.core.compiling import compiled
 from services.constraint.core.tables import Int32s, Int64s, Uint8s, i64
@@ -54,25 +55,37 @@ def build_trie(text: Uint8s, starts: Int64s, ends: Int64s) -> tuple[Uint8s, Int3
     return byte[:nodes].copy(), depth[:nodes].copy(), end[:nodes].copy(), token_start[: nodes + 1].copy(), first
 
 
-@compiled
 def order_of_words(text: Uint8s, starts: Int64s, ends: Int64s) -> Int64s:
     """Return the order that sorts the words text[starts[i]:ends[i]] by their bytes."""
-    num_words = len(starts)
-    heads = np.zeros(num_words, np.uint64)
-    for i in range(num_words):
-        for at in range(8):
-            byte = text[starts[i] + at] if starts[i] + at < ends[i] else np.uint8(0)
-            heads[i] = (heads[i] << np.uint64(8)) | np.uint64(byte)
+    heads = _heads(text, starts, ends)
     order = np.argsort(heads)
-    # Words with the same first eight bytes are few: those are inserted one by one.
-    for i in range(1, num_words):
+    _order_equal_heads(text, starts, ends, heads, order)
+    return order
+
+
+@compiled
+def _heads(text: Uint8s, starts: Int64s, ends: Int64s) -> npt.NDArray[np.uint64]:
+    """Return the first eight bytes of each word, as a number that sorts as they do."""
+    heads = np.zeros(len(starts), np.uint64)
+    for i in range(len(starts)):
+        for at in range(starts[i], starts[i] + 8):
+            byte = text[at] if at < ends[i] else np.uint8(0)
+            heads[i] = (heads[i] << np.uint64(8)) | np.uint64(byte)
+    return heads
+
+
+@compiled
+def _order_equal_heads(
+    text: Uint8s, starts: Int64s, ends: Int64s, heads: npt.NDArray[np.uint64], order: Int64s
+) -> None:
+    """Insert each word among those with the same head, which are few."""
+    for i in range(1, len(order)):
         word = order[i]
         at = i
         while at > 0 and heads[order[at - 1]] == heads[word] and _is_less(text, starts, ends, word, order[at - 1]):
             order[at] = order[at - 1]
             at -= 1
         order[at] = word
-    return order
 
 
 @compiled

@@ -1,16 +1,15 @@
-r"""What `\p{...}` means: general categories, and the binary properties of which Python has exact data.
+r"""What `\p{...}` means: general categories, and some binary properties.
 
 The names are those of ECMA-262, tables 67 to 69 ("Binary Unicode property aliases", "Value aliases for
-General_Category"); the characters are those of the Unicode version of the running Python. Scripts, and properties
-such as Alphabetic that `unicodedata` cannot tell exactly, are not here.
+General_Category"). The characters are those that the library `regex` knows: it brings a current version of Unicode,
+where Python has that of its own release, and the validator judges by it too. Scripts are not here.
 """
 
 from __future__ import annotations
 
-import sys
-import unicodedata
-from collections.abc import Callable
 from functools import cache
+
+import regex
 
 from services.constraint.core.regex import charset
 from services.constraint.core.regex.charset import Ranges
@@ -50,15 +49,7 @@ _BINARY_SETS: dict[str, Ranges] = {
         (0x3000, 0x3000),
     ),
 }
-# Properties that CPython's own tables are made from (Tools/unicode/makeunicodedata.py: DerivedCoreProperties).
-_BINARY_TESTS: dict[str, Callable[[str], bool]] = {
-    "Assigned": lambda char: unicodedata.category(char) != "Cn",
-    "Lowercase": str.islower,
-    "Uppercase": str.isupper,
-    # isidentifier() takes the underscore as a start of its own accord.
-    "XID_Start": lambda char: char.isidentifier() and char != "_",
-    "XID_Continue": lambda char: ("a" + char).isidentifier(),
-}
+_BINARY_PROPERTIES = frozenset(("Lowercase", "Uppercase", "XID_Start", "XID_Continue"))
 _BINARY_ALIASES = {
     "AHex": "ASCII_Hex_Digit",
     "Hex": "Hex_Digit",
@@ -82,17 +73,27 @@ def property_ranges(name: str) -> Ranges | None:
     name = _BINARY_ALIASES.get(name, name)
     if name in _BINARY_SETS:
         return _BINARY_SETS[name]
-    return _all_that(_BINARY_TESTS[name]) if name in _BINARY_TESTS else None
+    if name == "Assigned":
+        return charset.complement(_category("Cn"))
+    return _found(rf"\p{{{name}}}") if name in _BINARY_PROPERTIES else None
 
 
 @cache
 def _category(name: str) -> Ranges:
     if name == "LC":
         return charset.normalise(range_ for part in ("Ll", "Lt", "Lu") for range_ in _category(part))
-    return _all_that(lambda char: unicodedata.category(char).startswith(name))
+    return _found(rf"\p{{gc={name}}}")
 
 
-def _all_that(test: Callable[[str], bool]) -> Ranges:
+def _found(pattern: str) -> Ranges:
+    """Return the characters that a pattern of one character matches."""
+    runs = regex.compile(f"(?:{pattern})+", regex.VERSION1)
     return charset.normalise(
-        (code_point, code_point) for code_point in range(sys.maxunicode + 1) if test(chr(code_point))
+        (ord(run[0][0]), ord(run[0][-1])) for characters in _characters() for run in runs.finditer(characters)
     )
+
+
+@cache
+def _characters() -> tuple[str, str]:
+    """Return all characters below the surrogates and all above."""
+    return "".join(map(chr, range(0xD800))), "".join(map(chr, range(0xE000, 0x110000)))
