@@ -77,6 +77,7 @@ class GrammarCompiler:
             max_mask_fuel=settings.max_mask_fuel,
             max_grammar_bytes=settings.max_grammar_bytes,
             max_mask_bytes=settings.max_mask_bytes,
+            max_witness_tokens=settings.max_witness_tokens,
         )
         # As many as there are processes, so that waiting for one is not part of a compile's time.
         self._slots = asyncio.Semaphore(settings.num_compile_processes)

@@ -75,6 +75,10 @@ class ConstraintSettings(ServiceSettings):
         20_000_000, ge=1000, description="States that one mask or one move may visit; about 10 ns each."
     )
 
+    max_witness_tokens: int = Field(
+        32_768, ge=1, description="Tokens of the shortest text that is still to come; about 20 us each to find, once."
+    )
+
     max_validate_s: float = Field(10.0, gt=0, le=600, description="A validation that takes longer is ended.")
     num_validate_processes: int = Field(
         min(2, os.cpu_count() or 1), ge=1, le=64, description="Validations that run at the same time."

@@ -44,14 +44,14 @@ from services.constraint.core.trie import TokenTrie
 from services.rpckit.status import OutOfFuel
 from services.vocabulary import bitmask_words
 
-# The median of MaskBench's schemas comes to 60 nodes and 260 configurations, the 99th percentile to ten times that.
-_FIRST_NODES: Final = 512
-_FIRST_FRAMES: Final = 1024
-_FIRST_CONFIGURATIONS: Final = 1024
-_FIRST_ITEMS: Final = 4096
+# The median of MaskBench's schemas comes to 60 nodes, 200 configurations and 33 masks.
+_FIRST_NODES: Final = 256
+_FIRST_FRAMES: Final = 512
+_FIRST_CONFIGURATIONS: Final = 512
+_FIRST_ITEMS: Final = 2048
 _FIRST_SCRATCH: Final = 1024
 _FIRST_ROWS: Final = 1024
-_ROWS_PER_BLOCK: Final = 32
+_ROWS_PER_BLOCK: Final = 16
 _ROW_NUMBERS: Final = np.arange(_ROWS_PER_BLOCK, dtype=np.int64)
 
 

@@ -64,39 +64,33 @@ def with_bytes(tables: Tables, usable_bytes: Uint8s) -> Tables | None:
 
 @compiled
 def _measure(g: Tables) -> None:
-    """Fill the distances, by relaxation to the fixed point, and mark tail calls."""
+    """Fill the distances, and mark tail calls.
+
+    Label-correcting: when a state gets nearer, those that lead to it are looked at again. A state leads to another by
+    an edge, an epsilon, a call that returns there, or a call of the rule that begins there.
+    """
     num_states = len(g.is_accepting)
-    changed = True
-    while changed:
-        changed = False
-        # Chains run forwards, so one pass backwards settles most of them.
-        for state in range(num_states - 1, -1, -1):
-            best = np.int64(UNREACHABLE)
-            if g.count_minimum[state] >= 0:
-                call = g.call_start[state]
-                if call == g.call_start[state + 1]:
-                    continue  # its body was cut off
-                body = np.int64(g.distance[g.rule_start[g.call_rule[call]]])
-                g.body_distance[state] = body
-                if body < UNREACHABLE:
-                    best = min(best, body * g.count_minimum[state], np.int64(TOO_FAR))
-            else:
-                if g.is_accepting[state] == 1:
-                    best = np.int64(0)
-                for edge in range(g.edge_start[state], g.edge_start[state + 1]):
-                    there = np.int64(g.distance[g.edge_target[edge]])
-                    if there < UNREACHABLE:
-                        best = min(best, there + 1, np.int64(TOO_FAR))
-                for epsilon in range(g.epsilon_start[state], g.epsilon_start[state + 1]):
-                    best = min(best, np.int64(g.distance[g.epsilon_target[epsilon]]))
-                for call in range(g.call_start[state], g.call_start[state + 1]):
-                    inside = np.int64(g.distance[g.rule_start[g.call_rule[call]]])
-                    behind = np.int64(g.distance[g.call_return[call]])
-                    if inside < UNREACHABLE and behind < UNREACHABLE:
-                        best = min(best, inside + behind, np.int64(TOO_FAR))
-            if best < g.distance[state]:
-                g.distance[state] = best
-                changed = True
+    start, source = _leading_to(g)
+    waiting = np.empty(num_states, np.int32)  # a ring of states to look at
+    is_waiting = np.ones(num_states, np.bool_)
+    for state in range(num_states):
+        # Chains run forwards, so going backwards settles most of them at once.
+        waiting[num_states - 1 - state] = state
+    first, count = 0, num_states
+    while count > 0:
+        state = waiting[first]
+        first = first + 1 if first + 1 < num_states else 0
+        count -= 1
+        is_waiting[state] = False
+        best = _distance_of(g, state)
+        if best < g.distance[state]:
+            g.distance[state] = best
+            for i in range(start[state], start[state + 1]):
+                if not is_waiting[source[i]]:
+                    is_waiting[source[i]] = True
+                    last = first + count
+                    waiting[last if last < num_states else last - num_states] = source[i]
+                    count += 1
     for state in range(num_states):
         for edge in range(g.edge_start[state], g.edge_start[state + 1]):
             there = g.distance[g.edge_target[edge]] + 1
@@ -104,6 +98,64 @@ def _measure(g: Tables) -> None:
         for call in range(g.call_start[state], g.call_start[state + 1]):
             if g.count_minimum[state] < 0 and _only_ends(g, g.call_return[call]):
                 g.call_is_tail[call] = 1
+
+
+@compiled
+def _distance_of(g: Tables, state: int) -> np.int64:
+    """Return the distance of a state by the present ones of those that it leads to."""
+    best = np.int64(UNREACHABLE)
+    if g.count_minimum[state] >= 0:
+        call = g.call_start[state]
+        if call == g.call_start[state + 1]:
+            return best  # its body was cut off
+        body = np.int64(g.distance[g.rule_start[g.call_rule[call]]])
+        g.body_distance[state] = body
+        return min(body * g.count_minimum[state], np.int64(TOO_FAR)) if body < UNREACHABLE else best
+    if g.is_accepting[state] == 1:
+        return np.int64(0)
+    for edge in range(g.edge_start[state], g.edge_start[state + 1]):
+        there = np.int64(g.distance[g.edge_target[edge]])
+        if there < UNREACHABLE:
+            best = min(best, there + 1, np.int64(TOO_FAR))
+    for epsilon in range(g.epsilon_start[state], g.epsilon_start[state + 1]):
+        best = min(best, np.int64(g.distance[g.epsilon_target[epsilon]]))
+    for call in range(g.call_start[state], g.call_start[state + 1]):
+        inside = np.int64(g.distance[g.rule_start[g.call_rule[call]]])
+        behind = np.int64(g.distance[g.call_return[call]])
+        if inside < UNREACHABLE and behind < UNREACHABLE:
+            best = min(best, inside + behind, np.int64(TOO_FAR))
+    return best
+
+
+@compiled
+def _leading_to(g: Tables) -> tuple[Int32s, Int32s]:
+    """Return as rows (S + 1,) and (N,) the states that lead to each state."""
+    num_states = len(g.is_accepting)
+    start = np.zeros(num_states + 2, np.int32)
+    source = np.empty(len(g.edge_target) + len(g.epsilon_target) + 2 * len(g.call_rule), np.int32)
+    for is_filling in range(2):
+        for state in range(num_states):
+            for edge in range(g.edge_start[state], g.edge_start[state + 1]):
+                _note(start, source, int(g.edge_target[edge]), state, is_filling)
+            for epsilon in range(g.epsilon_start[state], g.epsilon_start[state + 1]):
+                _note(start, source, g.epsilon_target[epsilon], state, is_filling)
+            for call in range(g.call_start[state], g.call_start[state + 1]):
+                _note(start, source, g.call_return[call], state, is_filling)
+                _note(start, source, g.rule_start[g.call_rule[call]], state, is_filling)
+        if is_filling == 0:
+            for state in range(num_states):
+                start[state + 2] += start[state + 1]
+    return start[: num_states + 1], source
+
+
+@compiled
+def _note(start: Int32s, source: Int32s, target: int, state: int, is_filling: int) -> None:
+    """Count one more that leads to `target`, or write it down: rows begin one place late, and move as they fill."""
+    if is_filling == 1:
+        source[start[target + 1]] = state
+        start[target + 1] += 1
+    else:
+        start[target + 2] += 1
 
 
 @compiled

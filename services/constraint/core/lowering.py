@@ -221,12 +221,11 @@ class _Emitter:
             return
         weight = _weight(body)
         body_rule = self._body_rule(body) if weight > MAX_COPIED_STATES and times * weight > MAX_UNROLLED else None
-        loop = None if maximum is not None else network.new_state()
-        end = target if loop is None else loop
+        last = target if maximum is not None else network.new_state()
         ranges = _byte_ranges(body)
         for i in range(times):
             is_last = i == times - 1
-            middle = network.new_state() if not is_last else end
+            middle = last if is_last else network.new_state()
             if ranges is not None:
                 network.edges += [(source, low, high, middle) for low, high in ranges]
             elif body_rule is None:
@@ -236,9 +235,9 @@ class _Emitter:
             if i + 1 >= minimum and not is_last:
                 network.epsilons.append((middle, target))
             source = middle
-        if loop is not None:
-            network.epsilons.append((loop, target))
-            self._emit(body, loop, loop)
+        if maximum is None:
+            network.epsilons.append((last, target))
+            self._emit(body, last, last)
 
     def _counting_rule(self, body: Expression, minimum: int, maximum: int) -> int:
         network = self.network
@@ -301,37 +300,35 @@ def _weight(expression: Expression) -> int:
 
 def _nullable_rules(network: Network) -> list[bool]:
     """Return for each rule whether it matches the empty text: the least fixed point over epsilons and calls."""
-    nullable = [False] * len(network.rule_start)
     epsilons: dict[int, list[int]] = {}
     for source, target in network.epsilons:
         epsilons.setdefault(source, []).append(target)
+    nullable = [False] * len(network.rule_start)
+    reached: set[int] = set()  # states that the start of their rule reaches without a byte
+    waiting: dict[int, list[int]] = {}  # rule -> where its reached calls return, for when it turns out to be nullable
     calls: dict[int, list[tuple[int, int]]] = {}
     for source, rule, target in network.calls:
         calls.setdefault(source, []).append((rule, target))
-
-    def reaches_end(rule: int) -> bool:
-        start, accept = network.rule_start[rule], network.rule_accept[rule]
-        if start in network.counting:
-            # However many repetitions are asked for, all of them may be empty.
-            return any(nullable[body] for body, _ in calls.get(start, ()))
-        reached = {start}
-        todo = [start]
-        while todo:
-            state = todo.pop()
-            for target in epsilons.get(state, []) + [ret for callee, ret in calls.get(state, ()) if nullable[callee]]:
-                if target not in reached:
-                    reached.add(target)
-                    todo.append(target)
-        return accept in reached
-
-    # Only rules whose start has an epsilon or a call can be nullable.
-    candidates = [rule for rule, start in enumerate(network.rule_start) if start in epsilons or start in calls]
-    found = True
-    while found:
-        newly = [rule for rule in candidates if not nullable[rule] and reaches_end(rule)]
-        for rule in newly:
+    rule_of_end = {accept: rule for rule, accept in enumerate(network.rule_accept)}
+    # However many repetitions are asked for, all of them may be empty: a counting state ends where its body does.
+    end_of_start = dict(zip(network.rule_start, network.rule_accept, strict=True))
+    todo = [start for start in network.rule_start if start in epsilons or start in calls]
+    while todo:
+        state = todo.pop()
+        if state in reached:
+            continue
+        reached.add(state)
+        todo += epsilons.get(state, ())
+        for callee, ret in calls.get(state, ()):
+            end = end_of_start[state] if state in network.counting else ret
+            if nullable[callee]:
+                todo.append(end)
+            else:
+                waiting.setdefault(callee, []).append(end)
+        rule = rule_of_end.get(state, -1)
+        if rule >= 0 and not nullable[rule]:
             nullable[rule] = True
-        found = bool(newly)
+            todo += waiting.pop(rule, ())
     return nullable
 
 

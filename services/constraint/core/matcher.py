@@ -21,7 +21,7 @@ from services.constraint.core.compiled_grammar import CompiledGrammar
 from services.constraint.core.configuration import Configurations
 from services.constraint.core.tables import DEAD, FIRST_CONFIGURATION, TERMINATED
 from services.constraint.core.trie import TokenTrie
-from services.rpckit.status import LeaseExpired, TokenRejected
+from services.rpckit.status import LeaseExpired, OutOfFuel, TokenRejected
 from services.vocabulary import bitmask_words
 
 Forcing = Literal["canonical", "off"]
@@ -39,7 +39,8 @@ class MatcherLimits:
 
     max_mask_fuel: int = 20_000_000  # states that one mask may visit: about 0.2 s
     max_grammar_bytes: int = 256 << 20  # interned configurations of one grammar
-    max_mask_bytes: int = 64 << 20  # remembered masks of one grammar; the oldest are forgotten
+    max_mask_bytes: int = 64 << 20  # remembered masks of one grammar; beyond it all are forgotten
+    max_witness_tokens: int = 32_768  # of the shortest completion, which takes 20 us a token to find
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,7 @@ class Matcher:
         )  # tells the states of this matcher from those of an earlier one of the same grammar
         self.min_bytes = compiled.min_bytes
         self._vocabulary = trie.vocabulary
+        self._max_witness_tokens = limits.max_witness_tokens
         self._trie = trie
         self.forcing: Final = forcing
         self.lock: Final = threading.Lock()  # whoever calls a kernel on `configurations` holds it
@@ -256,6 +258,12 @@ class Matcher:
                 found = self._trie.longest_prefix(self._window[:num_bytes])
                 assert found is not None  # each usable byte has a token of its own
                 token_id = found[0]
+            if len(chain) >= self._max_witness_tokens:
+                raise OutOfFuel(
+                    f"the shortest text takes more than {self._max_witness_tokens} tokens (limit max_witness_tokens)",
+                    limit="max_witness_tokens",
+                    value=self._max_witness_tokens,
+                )
             chain.append((at, token_id))
             at = self._advance(at, token_id)
         num_tokens = self._witnesses[at][0]

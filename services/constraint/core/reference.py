@@ -16,10 +16,16 @@ Position: TypeAlias = tuple[int, int, Stack]
 State: TypeAlias = frozenset[Position]
 
 
+class TooAmbiguousError(ValueError):
+    """A text can be read in more ways than were to be followed."""
+
+
 class Reference:
     """A compiled grammar; as slow as it is plain."""
 
-    def __init__(self, compiled: CompiledGrammar) -> None:
+    def __init__(self, compiled: CompiledGrammar, *, max_positions: int = 300) -> None:
+        """A state of more than `max_positions` is a TooAmbiguousError: stacks are not shared here."""
+        self._max_positions = max_positions
         self._tables = compiled.tables
         self._accepts_empty = compiled.accepts_empty
         self.start: State = self._closure([(int(self._tables.rule_start[compiled.start_rule]), 0, None)])
@@ -65,6 +71,8 @@ class Reference:
             if position in reached:
                 continue
             reached.add(position)
+            if len(reached) > self._max_positions:
+                raise TooAmbiguousError
             at, count, stack = position
             todo += [(int(at), 0, stack) for at in g.epsilon_target[g.epsilon_start[at] : g.epsilon_start[at + 1]]]
             if stack is not None and self._is_end(at, count):
