@@ -34,20 +34,9 @@ def measured(tables: Tables, start_rule: int) -> tuple[Tables, int]:
     shorter text than that.
     """
     tables = tables._replace(**unmeasured(len(tables.is_accepting), len(tables.call_rule)))
-    _measure(tables)
-    tables = _pruned(tables)
-    tables.is_plain[:] = (
-        (np.diff(tables.edge_start) > 0)
-        & (np.diff(tables.epsilon_start) == 0)
-        & (np.diff(tables.call_start) == 0)
-        & (tables.is_accepting == 0)
-        & (tables.count_minimum < 0)
-    )
-    boundaries = np.zeros(257, np.bool_)
-    boundaries[tables.edge_low] = True
-    boundaries[tables.edge_high.astype(np.int32) + 1] = True
-    boundaries[0] = False
-    tables = tables._replace(byte_class=np.cumsum(boundaries[:256]).astype(np.uint8))
+    if not _measure(tables):
+        tables = _pruned(tables)
+    _describe(tables)
     return tables, int(tables.distance[tables.rule_start[start_rule]])
 
 
@@ -63,8 +52,8 @@ def with_bytes(tables: Tables, usable_bytes: Uint8s) -> Tables | None:
 
 
 @compiled
-def _measure(g: Tables) -> None:
-    """Fill the distances, and mark tail calls.
+def _measure(g: Tables) -> bool:
+    """Fill the distances, and mark tail calls; tell whether everything has a way to the end.
 
     Label-correcting: when a state gets nearer, those that lead to it are looked at again. A state leads to another by
     an edge, an epsilon, a call that returns there, or a call of the rule that begins there.
@@ -98,6 +87,34 @@ def _measure(g: Tables) -> None:
         for call in range(g.call_start[state], g.call_start[state + 1]):
             if g.count_minimum[state] < 0 and _only_ends(g, g.call_return[call]):
                 g.call_is_tail[call] = 1
+    is_whole = True
+    for state in range(num_states):
+        # A state that nothing leads to is in nobody's way.
+        is_whole = is_whole and (start[state] == start[state + 1] or g.distance[state] < TOO_FAR)
+    return is_whole
+
+
+@compiled
+def _describe(g: Tables) -> None:
+    """Fill `is_plain` and `byte_class`."""
+    begins = np.zeros(257, np.uint8)
+    for state in range(len(g.is_accepting)):
+        first, last = g.edge_start[state], g.edge_start[state + 1]
+        if (
+            first < last
+            and g.epsilon_start[state] == g.epsilon_start[state + 1]
+            and g.call_start[state] == g.call_start[state + 1]
+            and g.is_accepting[state] == 0
+            and g.count_minimum[state] < 0
+        ):
+            g.is_plain[state] = 1
+        for edge in range(first, last):
+            begins[g.edge_low[edge]] = 1
+            begins[np.int64(g.edge_high[edge]) + 1] = 1
+    number = np.int64(0)
+    for byte in range(1, 256):
+        number += begins[byte]
+        g.byte_class[byte] = number
 
 
 @compiled

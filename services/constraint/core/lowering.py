@@ -15,13 +15,16 @@ Nothing is determinised here: the kernel does that lazily, by interning configur
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from itertools import chain
 
 import numpy as np
+import numpy.typing as npt
 
 from services.constraint.core import distances, left_recursion
 from services.constraint.core.compiled_grammar import CompiledGrammar
+from services.constraint.core.compiling import compiled
 from services.constraint.core.grammar import (
     Alternation,
     Automaton,
@@ -34,7 +37,7 @@ from services.constraint.core.grammar import (
     Repeat,
     Sequence,
 )
-from services.constraint.core.tables import Int32s, Tables
+from services.constraint.core.tables import Tables
 from services.rpckit.status import GrammarSyntax, GrammarTooLarge
 
 # Repetitions up to this count are written out: plain states are cheaper to walk than counts.
@@ -344,30 +347,37 @@ def _make_calls_consume(network: Network, nullable: list[bool]) -> None:
             network.epsilons.append((state, ret))
 
 
-def _rows(num_states: int, sources: Int32s) -> tuple[Int32s, Int32s]:
-    """Return the order that sorts `sources`, and the (S + 1,) starts of each state's row in that order."""
-    order = np.argsort(sources, kind="stable").astype(np.int32)
-    starts = np.zeros(num_states + 1, np.int32)
-    np.cumsum(np.bincount(sources, minlength=num_states), out=starts[1:])
-    return order, starts
+def _table(rows: Collection[tuple[int, ...]], width: int) -> npt.NDArray[np.int32]:
+    return np.fromiter(chain.from_iterable(rows), np.int32, width * len(rows)).reshape(-1, width)
+
+
+@compiled
+def _sorted_by(
+    rows: npt.NDArray[np.int32], column: int, num_values: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Return the rows sorted by a column, and (num_values + 1,) where the rows of each of its values begin."""
+    start = np.zeros(num_values + 1, np.int32)
+    for i in range(len(rows)):
+        start[rows[i, column] + 1] += 1
+    for value in range(num_values):
+        start[value + 1] += start[value]
+    at = start.copy()
+    ordered = np.empty_like(rows)
+    for i in range(len(rows)):
+        place = at[rows[i, column]]
+        at[rows[i, column]] += 1
+        for j in range(rows.shape[1]):
+            ordered[place, j] = rows[i, j]
+    return ordered, start
 
 
 def _flatten(network: Network, order: list[int], start: int, *, accepts_empty: bool) -> CompiledGrammar:
     num_states = network.num_states
     new_number = {rule: number for number, rule in enumerate(order)}
-    edges = np.fromiter(chain.from_iterable(network.edges), np.int32, 4 * len(network.edges)).reshape(-1, 4)
-    edges = edges[np.argsort(edges[:, 1], kind="stable")]
-    edge_order, edge_start = _rows(num_states, edges[:, 0])
-    edges = edges[edge_order]
-    epsilons = np.array(network.epsilons, np.int32).reshape(-1, 2)
-    epsilon_order, epsilon_start = _rows(num_states, epsilons[:, 0])
-    epsilon_target = np.ascontiguousarray(epsilons[epsilon_order, 1])
-
+    edges, edge_start = _sorted_by(_sorted_by(_table(network.edges, 4), 1, 256)[0], 0, num_states)
+    epsilons, epsilon_start = _sorted_by(_table(network.epsilons, 2), 0, num_states)
     reachable_calls = [(state, new_number[rule], ret) for state, rule, ret in network.calls if rule in new_number]
-    calls = np.array(reachable_calls, np.int32).reshape(-1, 3)
-    call_order, call_start = _rows(num_states, calls[:, 0])
-    call_rule = np.ascontiguousarray(calls[call_order, 1])
-    call_return = np.ascontiguousarray(calls[call_order, 2])
+    calls, call_start = _sorted_by(_table(reachable_calls, 3), 0, num_states)
 
     is_accepting = np.zeros(num_states, np.uint8)
     is_accepting[network.rule_accept] = 1
@@ -386,15 +396,15 @@ def _flatten(network: Network, order: list[int], start: int, *, accepts_empty: b
         edge_high=edges[:, 2].astype(np.uint8),
         edge_target=np.ascontiguousarray(edges[:, 3]),
         epsilon_start=epsilon_start,
-        epsilon_target=epsilon_target,
+        epsilon_target=np.ascontiguousarray(epsilons[:, 1]),
         call_start=call_start,
-        call_rule=call_rule,
-        call_return=call_return,
+        call_rule=np.ascontiguousarray(calls[:, 1]),
+        call_return=np.ascontiguousarray(calls[:, 2]),
         rule_start=np.array([network.rule_start[rule] for rule in order], np.int32),
         is_accepting=is_accepting,
         count_minimum=count_minimum,
         count_maximum=count_maximum,
         base=base,
-        **distances.unmeasured(num_states, len(call_rule)),
+        **distances.unmeasured(num_states, len(calls)),
     )
     return CompiledGrammar.of(tables, new_number[start], accepts_empty=accepts_empty)

@@ -24,7 +24,7 @@ class Reference:
     """A compiled grammar; as slow as it is plain."""
 
     def __init__(self, compiled: CompiledGrammar, *, max_positions: int = 300) -> None:
-        """A state of more than `max_positions` is a TooAmbiguousError: stacks are not shared here."""
+        """Read the tables. A state of more than `max_positions` is a TooAmbiguousError: stacks are not shared here."""
         self._max_positions = max_positions
         self._tables = compiled.tables
         self._accepts_empty = compiled.accepts_empty

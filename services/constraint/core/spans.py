@@ -87,16 +87,33 @@ span_table = reader(SpanTable)
 
 @dataclass(frozen=True, slots=True)
 class Automaton:
-    """The automaton of a span; place 0 is its beginning, which in a loop is its end too."""
+    """The automaton of a span, in a form that is the same for the same automaton.
 
-    following: npt.NDArray[np.int16]  # (places, 256) the next place, _BROKEN for none
-    may_end: Uint8s  # (places,)
+    Places are numbered breadth first from the entry, 0, which in a loop is the end too. A rule has one more: the last,
+    behind its end.
+    """
+
+    edges: npt.NDArray[np.int16]  # (edges, 5) place, low byte, high byte, next place, 1 where that may be the end
+    num_places: int
     kind: int
 
     @property
     def key(self) -> bytes:
         """Equal for equal automata."""
-        return bytes([self.kind]) + self.may_end.tobytes() + self.following.tobytes()
+        return bytes([self.kind, self.num_places]) + self.edges.tobytes()
+
+    def following(self) -> npt.NDArray[np.int16]:
+        """Return (places, 256) the next place, _BROKEN for none."""
+        following = np.full((self.num_places, 256), _BROKEN, np.int16)
+        for place, low, high, target, _ in self.edges.tolist():
+            following[place, low : high + 1] = target
+        return following
+
+    def may_end(self) -> Uint8s:
+        """Return (places,) 1 for those in which the span may end."""
+        may_end = np.zeros(self.num_places, np.uint8)
+        may_end[self.edges[self.edges[:, 4] == 1, 3]] = 1
+        return may_end
 
 
 class VocabularySpans:
@@ -122,7 +139,7 @@ class VocabularySpans:
         """Return (places,) the address of the pointer table of each place's SpanTable, 0 where none is made yet."""
         with self._lock:
             places = self._tables.get(automaton.key, {})
-            addresses = np.zeros(len(automaton.may_end), np.int64)
+            addresses = np.zeros(automaton.num_places, np.int64)
             for place, made in places.items():
                 addresses[place] = made.pointers.address
             return addresses
@@ -141,7 +158,8 @@ class VocabularySpans:
     def _make(self, automaton: Automaton, place: int) -> _Made:
         is_loop = automaton.kind != RULE
         is_counted = automaton.kind == COUNTED
-        inside, exits, most_completed = _scan(self._trie, automaton.following, automaton.may_end, place, is_loop)
+        following, may_end = automaton.following(), automaton.may_end()
+        inside, exits, most_completed = _scan(self._trie, following, may_end, place, is_loop)
         inside_id, inside_begun = inside
         exit_token, exit_offset, exit_completed = exits
         rows = np.zeros((1 + NUM_COUNTED_ROWS if is_counted else 1, self._num_words), np.int32)
@@ -152,14 +170,14 @@ class VocabularySpans:
         order = order_of_words(self._text, starts, ends)
         exit_trie = build_trie(self._text, starts[order], ends[order])
         going_on = np.zeros(257, np.int32)
-        np.cumsum((automaton.following[automaton.may_end == 1] != _BROKEN).any(axis=0), out=going_on[1:])
+        np.cumsum((following[may_end == 1] != _BROKEN).any(axis=0), out=going_on[1:])
         table = SpanTable(
             is_counted=np.array([is_counted], np.int64),
             most_begun=np.array([inside_begun.max(initial=1)], np.int64),
             most_completed=np.array([most_completed], np.int64),
             going_on=going_on,
-            word=_shortest(automaton, place),
-            unit=_shortest(automaton, 0),
+            word=_shortest(following, may_end, place),
+            unit=_shortest(following, may_end, 0),
             inside=rows.reshape(-1),
             long_token=inside_id[is_long],
             long_begun=inside_begun[is_long],
@@ -176,7 +194,7 @@ class VocabularySpans:
         return _Made(pointers, table)
 
     def _add_crossing(self, automaton: Automaton, place: int, made: _Made) -> None:
-        tokens = _crossing(self._trie, automaton.following, automaton.may_end, place)
+        tokens = _crossing(self._trie, automaton.following(), automaton.may_end(), place)
         starts, ends = self._offsets[tokens], self._offsets[tokens + 1]
         made.crossing = PointerTable(len(TrieArrays._fields))
         made.crossing.put(TrieArrays(*build_trie(self._text, starts, ends), _ids(self._trie, tokens)))
@@ -190,15 +208,15 @@ class _Made:
     crossing: PointerTable | None = None
 
 
-def _shortest(automaton: Automaton, place: int) -> Uint8s:
+def _shortest(following: npt.NDArray[np.int16], may_end: Uint8s, place: int) -> Uint8s:
     """Return the fewest bytes, but one at least, from a place to an end, printable ones first."""
     printable = [*range(0x61, 0x7B), *range(0x30, 0x3A), *range(0x20, 0x7F), *range(256)]
     words = [(place, b"")]
     reached = {place}
     for at, word in words:
         for byte in printable:
-            target = int(automaton.following[at, byte])
-            if target != _BROKEN and automaton.may_end[target]:
+            target = int(following[at, byte])
+            if target != _BROKEN and may_end[target]:
                 return np.frombuffer(word + bytes([byte]), np.uint8).copy()
             if target != _BROKEN and target not in reached:
                 reached.add(target)
@@ -438,31 +456,28 @@ def _places(memory: int, entry: int, loop: int, kind: int, limit: int, found: In
 
 
 @compiled
-def _automaton(memory: int, entry: int, loop: int, kind: int, limit: int) -> tuple[npt.NDArray[np.int16], Uint8s]:
-    """Return (following, may_end) of the span that begins in `entry`; places are numbered breadth first.
-
-    A rule has one more place: behind its end, from where nothing follows.
-    """
+def _automaton(memory: int, entry: int, loop: int, kind: int, limit: int) -> tuple[npt.NDArray[np.int16], int]:
+    """Return the edges of the span that begins in `entry`, as in `Automaton`, and the number of places."""
     g = tables(memory)
     found = np.zeros(limit, np.int32)
     n = _places(memory, entry, loop, kind, limit, found)
-    following = np.full((n + (kind == RULE), 256), _BROKEN, np.int16)
-    may_end = np.zeros(n + (kind == RULE), np.uint8)
-    may_end[n if kind == RULE else 0] = 1
+    num_edges = i64(0)
     for place in range(n):
-        state = found[place]
-        for edge in range(g.edge_start[state], g.edge_start[state + 1]):
+        num_edges += g.edge_start[found[place] + 1] - g.edge_start[found[place]]
+    edges = np.empty((num_edges, 5), np.int16)
+    at = i64(0)
+    for place in range(n):
+        for edge in range(g.edge_start[found[place]], g.edge_start[found[place] + 1]):
             lead, target = _lead(memory, i64(g.edge_target[edge]), loop, kind)
             number = n if kind == RULE else i64(0)
             if lead != _TO_END:
                 number = i64(0)
                 while found[number] != target:
                     number += 1
-                if lead == _TO_ENDING_PLACE:
-                    may_end[number] = 1
-            for byte in range(i64(g.edge_low[edge]), i64(g.edge_high[edge]) + 1):
-                following[place, byte] = number
-    return following, may_end
+            edges[at, 0], edges[at, 1], edges[at, 2] = place, g.edge_low[edge], g.edge_high[edge]
+            edges[at, 3], edges[at, 4] = number, lead != _TO_PLACE
+            at += 1
+    return edges, n + 1 if kind == RULE else n
 
 
 @compiled
@@ -550,9 +565,9 @@ def _find_loops(memory: int, num_states: int, limit: int, fewest: int) -> tuple[
 def _are_equal(one: npt.NDArray[np.int16], other: npt.NDArray[np.int16]) -> bool:
     if len(one) != len(other):
         return False
-    for place in range(len(one)):
-        for byte in range(256):
-            if one[place, byte] != other[place, byte]:
+    for row in range(len(one)):
+        for column in range(5):
+            if one[row, column] != other[row, column]:
                 return False
     return True
 
