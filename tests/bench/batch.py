@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from services.constraint.checking import Case, Checker, no_collection
-from services.constraint.core.batch import REJECTED, advance_batch
+from services.constraint.core.batch import REJECTED, Batch
 from services.vocabulary import Vocabulary, bitmask_words
 from tests.bench.peers import Llguidance, RefusedError, Xgrammar
 
@@ -86,7 +86,7 @@ def masks_per_second(run: Runner, chosen: list[Group], num_threads: int) -> floa
 
 
 def ours_batch(checker: Checker) -> Runner:
-    """Ours, by `services.constraint.core.batch.advance_batch`."""
+    """Ours, by `services.constraint.core.batch`."""
     bitmask = np.zeros((2 * NUM_SCHEMAS, bitmask_words(checker.vocabulary.vocab_size)), np.int32)
 
     def run(group: Group, num_threads: int) -> float:
@@ -95,9 +95,10 @@ def ours_batch(checker: Checker) -> Runner:
         states = np.array([matcher.start for matcher in matchers], np.int64)
         steps = [np.array(column, np.int64) for column in _columns(group)]
         with ThreadPoolExecutor(max(1, num_threads - 1)) as executor:
+            batch = Batch(matchers, executor=executor, num_threads=num_threads)
             started = perf_counter()
             for token_ids in steps:
-                advance_batch(matchers, states, token_ids, bitmask, executor=executor, num_threads=num_threads)
+                batch.advance(states, token_ids, bitmask)
             seconds = perf_counter() - started
         if (states == REJECTED).any():
             raise AssertionError("a token of a valid text was refused")

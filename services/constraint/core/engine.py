@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from services.constraint.core.batch import REJECTED, Batch
 from services.constraint.core.compiled_grammar import FORMAT_VERSION, CompiledGrammar, CorruptGrammarError
 from services.constraint.core.grammar import Automaton, ByteRange, Bytes, Grammar, Repeat, Sequence
 from services.constraint.core.heap import keep_freed_memory
@@ -16,7 +17,7 @@ from services.constraint.core.lowering import lower
 from services.constraint.core.matcher import Forcing, Guidance, Matcher, MatcherLimits
 from services.constraint.core.tables import TERMINATED
 from services.constraint.core.trie import TokenTrie
-from services.vocabulary import allowed_token_ids
+from services.vocabulary import allowed_token_ids, bitmask_words
 
 # Memory for grammars and masks that is made ready ahead.
 _READY_BYTES = 64 << 20
@@ -64,6 +65,9 @@ def warm_up(trie: TokenTrie, common: Grammar | None = None) -> None:
             if guidance.is_accepting:
                 break
             state = matcher.accept(guidance.after_forced, allowed[:1].tolist())
+        matcher = Matcher(compiled, trie, forcing="off")
+        states, rows = np.array([matcher.start]), np.zeros((1, bitmask_words(trie.vocabulary.vocab_size)), np.int32)
+        Batch([matcher]).advance(states, np.zeros(1, np.int64), rows)
     if common is not None:
         Matcher(compile_grammar(common), trie, is_common=True)
 
@@ -71,7 +75,9 @@ def warm_up(trie: TokenTrie, common: Grammar | None = None) -> None:
 __all__ = [
     "DEFAULT_MAX_STATES",
     "FORMAT_VERSION",
+    "REJECTED",
     "TERMINATED",
+    "Batch",
     "CompiledGrammar",
     "CorruptGrammarError",
     "Forcing",

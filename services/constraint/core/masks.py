@@ -26,16 +26,19 @@ from services.constraint.core.pointers import row_at
 from services.constraint.core.spans import NUM_COUNTED_ROWS, span_table
 from services.constraint.core.tables import (
     DEAD,
+    FIRST_CONFIGURATION,
     FUEL,
     GROW_MASKS,
     GROW_SCRATCH,
     MAX_FUEL,
     MISSING_SPAN,
     NUM_CLASSES,
+    NUM_CONFIGURATIONS,
     NUM_MASKS,
     NUM_ROWS,
     TERMINATED,
     UNKNOWN,
+    UNKNOWN_STATE,
     WANTED_SPAN,
     Int32s,
     Int64s,
@@ -402,8 +405,10 @@ def _walk_difference(memory: int, configuration: int, base: int, row: Int32s) ->
 def advance(memory: int, configuration: int, token_id: int) -> int:
     """Return the configuration after a token (DEAD: it may not follow; TERMINATED: it was an end token), or a code."""
     a, v = arena(memory), vocabulary_arrays(memory)
-    if configuration < 0:
+    if configuration == TERMINATED:
         return i64(DEAD)
+    if not FIRST_CONFIGURATION <= configuration < a.sizes[NUM_CONFIGURATIONS]:
+        return i64(UNKNOWN_STATE)
     a.sizes[FUEL] = a.sizes[MAX_FUEL]
     for end_token in v.end_token:
         if token_id == end_token:

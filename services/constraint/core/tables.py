@@ -35,6 +35,7 @@ OUT_OF_FUEL: Final = -4
 INCONSISTENT: Final = -5  # the tables are not what a compiler writes
 GROW_MASKS: Final = -6
 MISSING_SPAN: Final = -7  # the table of the span that `Arena.sizes` names
+UNKNOWN_STATE: Final = -8  # no such configuration
 
 UNREACHABLE: Final = 1 << 29  # a distance that no completion has
 TOO_FAR: Final = 1 << 18  # bytes; what has no shorter completion is cut off: no context holds it
