@@ -98,7 +98,7 @@ FOLLOWERS = st.sampled_from(
     ]
 )
 SPACE = Alternation(
-    (EMPTY, Bytes(b" "), Sequence((Bytes(b"\n"), Repeat(Alternation((Bytes(b" "), Bytes(b"\t"))), 0, 6))))
+    (EMPTY, Bytes(b" "), Sequence((Bytes(b"\n"), Repeat(Alternation((Bytes(b" "), Bytes(b"\t"))), 0, 2))))
 )
 
 

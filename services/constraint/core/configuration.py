@@ -12,7 +12,7 @@ from services.constraint.core import kernel, masks
 from services.constraint.core.compiled_grammar import CompiledGrammar, CorruptGrammarError
 from services.constraint.core.interning import rehashed
 from services.constraint.core.pointers import PointerTable
-from services.constraint.core.spans import GrammarSpans
+from services.constraint.core.span_search import GrammarSpans
 from services.constraint.core.tables import (
     DEAD,
     FIRST_CONFIGURATION,
@@ -87,15 +87,17 @@ class Configurations:
         self._scratch = _new_scratch(compiled.tables, _FIRST_SCRATCH, trie.max_token_bytes)
         self._put(self._scratch)
         num_states = len(compiled.tables.is_accepting)
-        self._spans = GrammarSpans(self._pointers.address, num_states, trie.spans, is_common=is_common)
-        self._put(self._spans.arrays)
+        self.spans: Final = GrammarSpans(self._pointers.address, num_states, trie.spans, is_common=is_common)
+        self._put(self.spans.arrays)
         if is_common:
-            self._spans.provide_all()
+            self.spans.provide_all()
         self._arena = _new_arena(int(compiled.tables.byte_class.max()) + 1, max_fuel)
         self._put(self._arena)
         self._num_words = bitmask_words(trie.vocabulary.vocab_size)
         self._blocks: list[npt.NDArray[np.int32]] = []
         self._rows: dict[int, memoryview] = {}
+        # configuration -> its mask (words,) if that is known. May be called without the lock.
+        self.known_mask: Final = self._rows.get
         self._sizes = self._arena.sizes
         self._make_room_for_masks()
         self.start = self.call(kernel.start_configuration, compiled.start_rule, int(compiled.accepts_empty))
@@ -111,7 +113,7 @@ class Configurations:
     @property
     def num_bytes(self) -> int:
         """Bytes of the tables, the stores and the masks."""
-        arrays = (*self._tables, *self._arena, *self._scratch, *self._spans.arrays)
+        arrays = (*self._tables, *self._arena, *self._scratch, *self.spans.arrays)
         return sum(array.nbytes for array in arrays) + self._num_mask_bytes
 
     @property
@@ -129,10 +131,6 @@ class Configurations:
         """Tell whether nothing can follow `configuration`."""
         starts = self._arena.configuration_start
         return bool(starts[configuration] == starts[configuration + 1])
-
-    def known_mask(self, configuration: int) -> memoryview | None:
-        """Return the mask (words,) of a configuration if it is known. May be called without the lock."""
-        return self._rows.get(configuration)
 
     def mask(self, configuration: int) -> memoryview:
         """Return the mask (words,) of a configuration; it is overwritten when masks are forgotten.
@@ -177,7 +175,7 @@ class Configurations:
         if code == INCONSISTENT:
             raise CorruptGrammarError("the tables of the grammar contradict each other")
         if code == MISSING_SPAN:
-            self._spans.provide(int(self._sizes[WANTED_SPAN]))
+            self.spans.provide(int(self._sizes[WANTED_SPAN]))
             return
         if code == GROW_MASKS:
             self._make_room_for_masks()

@@ -1,8 +1,8 @@
 """Keeps freed memory in the process.
 
 By default the C library gives large blocks back to the system at once, and each page that is fetched anew costs a page
-fault: from a quarter of a microsecond on bare metal to more than ten in a sandboxed container, more than most masks.
-A server that makes and drops grammars all day is better off with memory that it has touched before.
+fault, which in a sandboxed container takes longer than most masks. A server that makes and drops grammars all day is
+better off with memory that it has touched before.
 """
 
 from __future__ import annotations

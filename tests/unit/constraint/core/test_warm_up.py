@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 SCRIPT = """
-from services.constraint.core import distances, interning, kernel, masks, spans, trie, trie_layout
+from services.constraint.core import distances, interning, kernel, masks, span_search, spans, trie, trie_layout
 from services.constraint.core.engine import CompiledGrammar, Matcher, TokenTrie, compile_grammar, warm_up
 from services.constraint.core.grammar import *
 from services.constraint.sources.json_schema.keys import any_key_but
@@ -14,7 +14,7 @@ from services.vocabulary import allowed_token_ids
 from tests.support.grammars import vocabulary
 
 def variants():
-    modules = (distances, interning, kernel, masks, spans, trie, trie_layout)
+    modules = (distances, interning, kernel, masks, span_search, spans, trie, trie_layout)
     return {name: len(f.signatures) for m in modules for name, f in vars(m).items() if hasattr(f, "signatures")}
 
 tokens = TokenTrie(vocabulary((("a", "b"), ("ab", "a"))))
