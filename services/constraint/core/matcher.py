@@ -167,15 +167,16 @@ class Matcher:
             LeaseExpired: no such state.
             OutOfFuel: beyond the limits.
         """
-        # Reading a dictionary and copying a row are each one step for other threads, so what is known needs no lock.
-        row = self.configurations.known_mask(state) if self.forcing == "off" else None
-        if row is None:
-            with self.lock:
-                self._check(state)
-                row = self._no_mask.data if state == TERMINATED else self._mask(state)
+        if self.forcing == "off":
+            # What is known needs no lock, unless it is forgotten in between: its row may then be written over.
+            row = self.configurations.known_mask(state)
+            if row is not None:
                 out.data[:] = row
-            return
-        out.data[:] = row
+                if self.configurations.known_mask(state) is row:
+                    return
+        with self.lock:
+            self._check(state)
+            out.data[:] = self._no_mask.data if state == TERMINATED else self._mask(state)
 
     def is_accepting(self, state: int) -> bool:
         """Tell whether the text is complete in `state`.
