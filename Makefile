@@ -32,7 +32,7 @@ test-e2e: install model  ## Run the tests with the real model
 # Kernels check no index. A cache of their own, because Numba's does not tell checked code from unchecked.
 test-bounds: install  ## Run the core's tests with every array index checked
 	@NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=build/kernels-checked $(BIN)/python -m pytest -q \
-		tests/property/test_constraint_core.py tests/unit/constraint/core
+		tests/property/test_constraint_core.py tests/property/test_masks.py tests/unit/constraint/core
 
 install:  ## Create .venv with all that development needs
 	@$(if $(PYTHON),,$(error Espalier needs Python 3.11 or later on PATH, or PYTHON=/path/to/it))$(PYTHON) deploy/install.py dev
