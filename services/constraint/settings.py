@@ -76,7 +76,7 @@ class ConstraintSettings(ServiceSettings):
     )
 
     max_witness_tokens: int = Field(
-        32_768, ge=1, description="Tokens of the shortest text that is still to come; about 20 us each to find, once."
+        32_768, ge=1, description="Tokens of the shortest text that is still to come; they are found one by one, once."
     )
 
     max_validate_s: float = Field(10.0, gt=0, le=600, description="A validation that takes longer is ended.")

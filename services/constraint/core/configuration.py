@@ -44,7 +44,7 @@ from services.constraint.core.trie import TokenTrie
 from services.rpckit.status import OutOfFuel
 from services.vocabulary import bitmask_words
 
-# The median of MaskBench's schemas comes to 60 nodes, 200 configurations and 33 masks.
+# Room for what most schemas come to.
 _FIRST_NODES: Final = 256
 _FIRST_FRAMES: Final = 512
 _FIRST_CONFIGURATIONS: Final = 512

@@ -40,7 +40,7 @@ class MatcherLimits:
     max_mask_fuel: int = 20_000_000  # states that one mask may visit: about 0.2 s
     max_grammar_bytes: int = 256 << 20  # interned configurations of one grammar
     max_mask_bytes: int = 64 << 20  # remembered masks of one grammar; beyond it all are forgotten
-    max_witness_tokens: int = 32_768  # of the shortest completion, which takes 20 us a token to find
+    max_witness_tokens: int = 32_768  # of the shortest completion, found token by token
 
 
 @dataclass(frozen=True, slots=True)

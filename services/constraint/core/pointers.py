@@ -1,7 +1,7 @@
 """How a kernel reaches many arrays through one number.
 
 A kernel is called with the address of a `PointerTable`. Passing the arrays themselves would cost more than most masks
-do: unboxing takes 0.15 us an array, and kernels would copy seven words of each from one to the next. In a kernel,
+do: each is unboxed at the call, and kernels would copy seven words of each from one to the next. In a kernel,
 `tables(memory).edge_start` is an array; each access loads address and length from the table, and LLVM does that once
 where it can.
 """
@@ -47,7 +47,7 @@ class PointerTable:
 
 
 def _address(array: npt.NDArray[Any]) -> int:
-    # A third of what `array.ctypes.data` takes; a grammar has eighty arrays.
+    # Cheaper than `array.ctypes.data`, and a grammar has eighty arrays.
     return ctypes.addressof(_NOTHING.from_buffer(array))
 
 
