@@ -49,6 +49,8 @@ from services.constraint.core.tables import (
 
 # A step along a chain of positions, or a frame copied, costs a fraction of what a state does.
 _STEPS_PER_FUEL: Final = 8
+# More items are looked through pair by pair for too long.
+_MAX_PLAIN: Final = 16
 
 
 @compiled
@@ -231,8 +233,11 @@ def start_configuration(memory: int, rule: int, accepts: int) -> int:
 
 
 @compiled
-def _step_plainly(memory: int, configuration: int, byte: int) -> int:
-    """Return the configuration after `byte` where all that it leads to are plain states, else UNKNOWN."""
+def _follow(memory: int, configuration: int, byte: int) -> int:
+    """Write where `byte` leads from each item to the scratch items, as they come; return how many, or GROW_SCRATCH.
+
+    LOW_BYTE and HIGH_BYTE become the interval around it in which no edge begins or ends.
+    """
     g, a, w = tables(memory), arena(memory), scratch(memory)
     n = i64(0)
     low, high = i64(0), i64(255)
@@ -244,25 +249,30 @@ def _step_plainly(memory: int, configuration: int, byte: int) -> int:
                 break
             if g.edge_high[edge] < byte:
                 low = max(low, i64(g.edge_high[edge]) + 1)
-            else:
-                low, high = max(low, i64(g.edge_low[edge])), min(high, i64(g.edge_high[edge]))
-                target = i64(g.edge_target[edge])
-                if g.is_plain[target] == 0 or n >= len(w.item_state):
-                    return UNKNOWN
-                # Two stacks in one state are to be merged.
-                for other in range(n):
-                    if w.item_state[other] == target:
-                        return UNKNOWN
-                w.item_state[n] = target
-                w.item_node[n] = a.item_node[item]
-                n += 1
-                if n > 16:
-                    return UNKNOWN
+                continue
+            low, high = max(low, i64(g.edge_low[edge])), min(high, i64(g.edge_high[edge]))
+            if n >= len(w.item_state):
+                return i64(GROW_SCRATCH)
+            w.item_state[n], w.item_node[n] = g.edge_target[edge], a.item_node[item]
+            n += 1
     a.sizes[LOW_BYTE], a.sizes[HIGH_BYTE] = low, high
-    a.sizes[FUEL] -= 1 + n
-    if a.sizes[FUEL] < 0:
-        return OUT_OF_FUEL
-    return intern_configuration(memory, w.item_state, w.item_node, n, i64(0))
+    return n
+
+
+@compiled
+def _are_plain(memory: int, n: int) -> bool:
+    """Tell whether the first n scratch items are a configuration as they stand: plain states, no two the same."""
+    g, w = tables(memory), scratch(memory)
+    if n > _MAX_PLAIN:
+        return False
+    for i in range(n):
+        if g.is_plain[w.item_state[i]] == 0:
+            return False
+        for other in range(i):
+            # Two stacks in one state are to be merged.
+            if w.item_state[other] == w.item_state[i]:
+                return False
+    return True
 
 
 @compiled
@@ -271,28 +281,22 @@ def step(memory: int, configuration: int, byte: int) -> int:
 
     See `transition`.
     """
-    plain = _step_plainly(memory, configuration, byte)
-    if plain != UNKNOWN:
-        return plain
     g, a, w = tables(memory), arena(memory), scratch(memory)
+    followed = _follow(memory, configuration, byte)
+    if followed < 0:
+        return followed
+    if _are_plain(memory, followed):
+        a.sizes[FUEL] -= 1 + followed
+        if a.sizes[FUEL] < 0:
+            return OUT_OF_FUEL
+        return intern_configuration(memory, w.item_state, w.item_node, followed, i64(0))
     w.clock[0] += 1
     accepts = i64(0)
     n = i64(0)
-    low, high = i64(0), i64(255)
-    for item in range(a.configuration_start[configuration], a.configuration_start[configuration + 1]):
-        state = a.item_state[item]
-        for edge in range(g.edge_start[state], g.edge_start[state + 1]):
-            if g.edge_low[edge] > byte:
-                high = min(high, i64(g.edge_low[edge]) - 1)
-                break
-            if g.edge_high[edge] < byte:
-                low = max(low, i64(g.edge_high[edge]) + 1)
-            else:
-                low, high = max(low, i64(g.edge_low[edge])), min(high, i64(g.edge_high[edge]))
-                n = _add_position(memory, n, i64(g.edge_target[edge]), i64(0), i64(a.item_node[item]))
-                if n < 0:
-                    return n
-    a.sizes[LOW_BYTE], a.sizes[HIGH_BYTE] = low, high
+    for i in range(followed):
+        n = _add_position(memory, n, i64(w.item_state[i]), i64(0), i64(w.item_node[i]))
+        if n < 0:
+            return n
     i = i64(0)
     while i < n:
         state, count, node = i64(w.position_state[i]), i64(w.position_count[i]), i64(w.position_node[i])

@@ -132,15 +132,16 @@ def _fill(memory: int, configuration: int, row: Int32s) -> int:
             return rest
         if rest == DEAD:
             return 0
-    return walk(memory, i64(v.trie[0]), rest, row)
+    return walk(memory, i64(v.trie[0]), rest, i64(0), i64(0), row)
 
 
 @compiled
-def walk(memory: int, trie: int, configuration: int, row: Int32s) -> int:
+def walk(memory: int, trie: int, configuration: int, fewest: int, most: int, row: Int32s) -> int:
     """Set the bit of every token of a trie whose bytes lead from `configuration` to a live one; return 0 or a code.
 
-    Every configuration that is alive can be completed, because the lowering left nothing unproductive in the grammar:
-    so a token is allowed when its bytes stay alive.
+    Tokens whose number in the trie is not from `fewest` to `most` are left out. Every configuration that is alive can
+    be completed, because the lowering left nothing unproductive in the grammar: so a token is allowed when its bytes
+    stay alive.
     """
     g, a, w, t = tables(memory), arena(memory), scratch(memory), trie_arrays(trie)
     num_classes = a.sizes[NUM_CLASSES]
@@ -164,7 +165,8 @@ def walk(memory: int, trie: int, configuration: int, row: Int32s) -> int:
                 continue
             w.path[depth + 1] = target
             for j in range(t.token_start[i], t.token_start[i + 1]):
-                _set(row, i64(t.token_id[j]))
+                if fewest <= t.token_number[j] <= most:
+                    _set(row, i64(t.token_id[j]))
             i += 1
     return 0
 
@@ -221,9 +223,9 @@ def _fill_span(memory: int, state: int, node: int, is_first: bool, row: Int32s) 
         behind = _without_span(memory, state, node, behind)
         if behind < 0:
             return behind
-        code = _walk_exits(memory, address, behind, needed, remaining, row)
+        code = walk(memory, i64(t.exits[0]), behind, needed, remaining, row)
     else:
-        code = walk(memory, i64(t.crossing[0]), alone, row)
+        code = walk(memory, i64(t.crossing[0]), alone, i64(0), i64(0), row)
     return code if code < 0 else i64(1)
 
 
@@ -292,33 +294,6 @@ def _add_inside(span: int, remaining: int, is_first: bool, row: Int32s) -> None:
             if t.long_begun[j] > remaining:
                 break
             _set(row, i64(t.long_token[j]))
-
-
-@compiled
-def _walk_exits(memory: int, span: int, behind: int, needed: int, remaining: int, row: Int32s) -> int:
-    """Add the tokens that leave the span after `needed` to `remaining` units and go on from `behind`."""
-    g, a, w, t = tables(memory), arena(memory), scratch(memory), span_table(span)
-    num_classes = a.sizes[NUM_CLASSES]
-    w.path[0] = behind
-    i = i64(0)
-    n = len(t.byte)
-    while i < n:
-        depth = i64(t.depth[i])
-        byte = t.byte[i]
-        target = i64(a.transitions[w.path[depth] * num_classes + g.byte_class[byte]])
-        if target == UNKNOWN:
-            target = transition(memory, i64(w.path[depth]), i64(byte))
-            if target < 0:
-                return target
-        if target == DEAD:
-            i = i64(t.end[i])
-            continue
-        w.path[depth + 1] = target
-        for j in range(t.token_start[i], t.token_start[i + 1]):
-            if needed <= t.token_completed[j] <= remaining:
-                _set(row, i64(t.token_id[j]))
-        i += 1
-    return 0
 
 
 @compiled

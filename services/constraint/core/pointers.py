@@ -45,6 +45,11 @@ class PointerTable:
         words = [word for array in group for word in (_address(array), len(array))]
         self._words[2 * first_slot : 2 * first_slot + len(words)] = words
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the arrays."""
+        return sum(array.nbytes for group in self._kept.values() for array in group)
+
 
 def _address(array: npt.NDArray[Any]) -> int:
     # Cheaper than `array.ctypes.data`, and a grammar has eighty arrays.

@@ -61,12 +61,7 @@ class SpanTable(NamedTuple):
     inside: Int32s  # (1 + NUM_COUNTED_ROWS or 1, words) all tokens that stay inside; those that begin at most 1, 2, …
     long_token: Int32s  # those that begin more than NUM_COUNTED_ROWS units, fewest first
     long_begun: Int32s
-    byte: Uint8s  # the trie of the remainders, as `TrieArrays`
-    depth: Int32s
-    end: Int32s
-    token_start: Int32s
-    token_id: Int32s
-    token_completed: Int32s  # units before the remainder
+    exits: Int64s  # (1,) address of the trie of the remainders, whose numbers are the units before
     crossing: Int64s  # (1,) address of the trie of all tokens that pass an end and do not stay inside; 0: not made yet
 
 
@@ -110,7 +105,13 @@ class MadeTable:
 
     pointers: PointerTable
     table: SpanTable
+    exits: PointerTable
     crossing: PointerTable | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the table and its tries."""
+        return sum(one.num_bytes for one in (self.pointers, self.exits, self.crossing) if one is not None)
 
 
 class VocabularySpans:
@@ -122,6 +123,7 @@ class VocabularySpans:
         self._text = text
         self._offsets = offsets
         self._num_words = num_words
+        self._longest = int(np.diff(offsets).max(initial=0))
         self._lock = threading.Lock()
         self._tables: OrderedDict[bytes, dict[int, MadeTable]] = OrderedDict()
         self._num_bytes = 0
@@ -140,30 +142,31 @@ class VocabularySpans:
             places = self._tables.setdefault(automaton.key, {})
             self._tables.move_to_end(automaton.key)
             made = places.get(place)
+            before = 0 if made is None else made.num_bytes
             if made is None:
                 made = places[place] = self._make(automaton, place)
-                self._num_bytes += _num_bytes(made)
             if with_crossing and made.crossing is None:
                 self._add_crossing(automaton, place, made)
+            self._num_bytes += made.num_bytes - before
             while self._num_bytes > _MAX_BYTES and len(self._tables) > 1:
                 _, forgotten = self._tables.popitem(last=False)
-                self._num_bytes -= sum(map(_num_bytes, forgotten.values()))
+                self._num_bytes -= sum(one.num_bytes for one in forgotten.values())
             return made
 
     def _make(self, automaton: SpanAutomaton, place: int) -> MadeTable:
         is_loop = automaton.kind != RULE
         is_counted = automaton.kind == COUNTED
         following, may_end = automaton.following(), automaton.may_end()
-        inside, exits, most_completed = _scan(self._trie, following, may_end, place, is_loop)
+        inside, leaving, most_completed = _scan(self._trie, self._longest, following, may_end, place, is_loop)
         inside_id, inside_begun = inside
-        exit_token, exit_offset, exit_completed = exits
+        exit_token, exit_offset, exit_completed = leaving
         rows = np.zeros((1 + NUM_COUNTED_ROWS if is_counted else 1, self._num_words), np.int32)
         _fill_rows(rows, inside_id, inside_begun)
         is_long = np.flatnonzero(inside_begun > NUM_COUNTED_ROWS)
         is_long = is_long[np.argsort(inside_begun[is_long])]
         starts, ends = self._offsets[exit_token] + exit_offset, self._offsets[exit_token + 1]
         order = order_of_words(self._text, starts, ends)
-        exit_trie = build_trie(self._text, starts[order], ends[order])
+        exits_trie = self._trie_of(starts[order], ends[order], exit_token[order], exit_completed[order])
         going_on = np.zeros(257, np.int32)
         np.cumsum((following[may_end == 1] != _BROKEN).any(axis=0), out=going_on[1:])
         table = SpanTable(
@@ -176,28 +179,24 @@ class VocabularySpans:
             inside=rows.reshape(-1),
             long_token=inside_id[is_long],
             long_begun=inside_begun[is_long],
-            byte=exit_trie[0],
-            depth=exit_trie[1],
-            end=exit_trie[2],
-            token_start=exit_trie[3],
-            token_id=_ids(self._trie, exit_token[order]),
-            token_completed=exit_completed[order],
+            exits=np.array([exits_trie.address], np.int64),
             crossing=np.zeros(1, np.int64),
         )
         pointers = PointerTable(len(SpanTable._fields))
         pointers.put(table)
-        return MadeTable(pointers, table)
+        return MadeTable(pointers, table, exits_trie)
 
     def _add_crossing(self, automaton: SpanAutomaton, place: int, made: MadeTable) -> None:
-        tokens = _crossing(self._trie, automaton.following(), automaton.may_end(), place)
+        tokens = _crossing(self._trie, self._longest, automaton.following(), automaton.may_end(), place)
         starts, ends = self._offsets[tokens], self._offsets[tokens + 1]
-        made.crossing = PointerTable(len(TrieArrays._fields))
-        made.crossing.put(TrieArrays(*build_trie(self._text, starts, ends), _ids(self._trie, tokens)))
+        made.crossing = self._trie_of(starts, ends, tokens, np.zeros_like(tokens))
         made.table.crossing[0] = made.crossing.address
 
-
-def _num_bytes(made: MadeTable) -> int:
-    return sum(array.nbytes for array in made.table)
+    def _trie_of(self, starts: Int64s, ends: Int64s, tokens: Int32s, numbers: Int32s) -> PointerTable:
+        """Return the trie of the sorted words text[starts[i]:ends[i]], which stand for `tokens` with `numbers`."""
+        pointers = PointerTable(len(TrieArrays._fields))
+        pointers.put(TrieArrays(*build_trie(self._text, starts, ends), _ids(self._trie, tokens), numbers))
+        return pointers
 
 
 def _shortest(following: npt.NDArray[np.int16], may_end: Uint8s, place: int) -> Uint8s:
@@ -240,9 +239,9 @@ def _fill_rows(rows: npt.NDArray[np.int32], token_ids: Int32s, begun: Int32s) ->
 
 @compiled
 def _scan(
-    trie: int, following: npt.NDArray[np.int16], may_end: Uint8s, entry: int, is_loop: bool
+    trie: int, longest: int, following: npt.NDArray[np.int16], may_end: Uint8s, entry: int, is_loop: bool
 ) -> tuple[tuple[Int32s, Int32s], tuple[Int32s, Int32s, Int32s], int]:
-    """Find what all tokens do in a span that is entered in the place `entry`.
+    """Find what all tokens, of at most `longest` bytes, do in a span that is entered in the place `entry`.
 
     Return (token id, units begun) of each that stays inside, and (token, length before the remainder, units completed)
     of each that exits; and the most units that one completes which does not stay inside. A rule counts as one unit.
@@ -254,10 +253,7 @@ def _scan(
     exit_token, exit_offset = np.empty(num_tokens, np.int32), np.empty(num_tokens, np.int32)
     exit_completed = np.empty(num_tokens, np.int32)
     num_inside, num_exits, most_completed = i64(0), i64(0), i64(0)
-    deepest = i64(0)
-    for depth in t.depth:
-        deepest = max(deepest, i64(depth))
-    place, completed = np.zeros(deepest + 2, np.int64), np.zeros(deepest + 2, np.int64)
+    place, completed = np.zeros(longest + 1, np.int64), np.zeros(longest + 1, np.int64)
     place[0] = entry
     i = i64(0)
     while i < len(t.byte):
@@ -291,15 +287,12 @@ def _scan(
 
 
 @compiled
-def _crossing(trie: int, following: npt.NDArray[np.int16], may_end: Uint8s, entry: int) -> Int32s:
+def _crossing(trie: int, longest: int, following: npt.NDArray[np.int16], may_end: Uint8s, entry: int) -> Int32s:
     """Return the tokens, as places in the order of bytes, that pass an end of a span and then leave its automaton."""
     t = trie_arrays(trie)
     crossing = np.empty(len(t.token_id), np.int32)
     n = i64(0)
-    deepest = i64(0)
-    for depth in t.depth:
-        deepest = max(deepest, i64(depth))
-    place, has_passed = np.zeros(deepest + 2, np.int64), np.zeros(deepest + 2, np.uint8)
+    place, has_passed = np.zeros(longest + 1, np.int64), np.zeros(longest + 1, np.uint8)
     place[0] = entry
     i = i64(0)
     while i < len(t.byte):

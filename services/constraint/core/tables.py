@@ -154,6 +154,7 @@ class TrieArrays(NamedTuple):
     token_start: Int32s  # (N + 1,) tokens that end at the node: token_id[token_start[i]:token_start[i + 1]]
     first: Int32s  # (257,) the nodes first[b] .. first[b + 1] - 1 are those of the tokens that begin with byte b
     token_id: Int32s  # (T,)
+    token_number: Int32s  # (T,) in the trie of a span's exits: units that a token completes before; else 0
 
 
 class VocabularyArrays(NamedTuple):

@@ -25,7 +25,7 @@ class TokenTrie:
         tokens = sorted((token, token_id) for token_id, token in enumerate(vocabulary.token_bytes) if token is not None)
         text, offsets = _joined([token for token, _ in tokens])
         token_id = np.array([token_id for _, token_id in tokens], np.int32)
-        self.arrays = TrieArrays(*build_trie(text, offsets[:-1], offsets[1:]), token_id)
+        self.arrays = TrieArrays(*build_trie(text, offsets[:-1], offsets[1:]), token_id, np.zeros_like(token_id))
         self._pointers = PointerTable(len(TrieArrays._fields))
         self._pointers.put(self.arrays)
         self.max_token_bytes = int(np.diff(offsets).max(initial=0))
