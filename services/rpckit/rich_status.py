@@ -33,6 +33,9 @@ _MAX_VALUE_BYTES = 500
 _MAX_METADATA_BYTES = 2000
 _DEFAULT_RETRY_AFTER_S = 1.0
 
+# What grpc.aio says, as INTERNAL, when it writes to a stream whose connection has broken but has not been found broken.
+_WRITE_FAILED = "Internal error from Core"
+
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -87,7 +90,7 @@ def from_item_status(status: types_pb2.Status) -> ServiceError:
 def from_rpc_error(error: grpc.RpcError) -> ServiceError:
     """Restore the error that another service answered; one without details gets the class nearest to its code.
 
-    A broken connection (UNAVAILABLE) becomes `NotReady`, a passed deadline `DeadlineExceeded`.
+    A broken connection (UNAVAILABLE, or a write that failed) becomes `NotReady`, a passed deadline `DeadlineExceeded`.
     """
     assert isinstance(error, grpc.aio.AioRpcError | grpc.Call)
     message = error.details() or error.code().name
@@ -98,6 +101,8 @@ def from_rpc_error(error: grpc.RpcError) -> ServiceError:
             except DecodeError:
                 break
             return _restore(error.code(), status.message or message, status.details)
+    if error.code() is grpc.StatusCode.INTERNAL and message.startswith(_WRITE_FAILED):
+        return NotReady(f"the connection broke ({message})")
     return _restore(error.code(), message, ())
 
 

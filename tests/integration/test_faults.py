@@ -22,10 +22,18 @@ SCHEMA = {"enum": ["one 하나", "two 둘"]}
 
 
 @pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     up = Up(tmp_path_factory.mktemp("f"))
     yield up.wait_until_ready()
     assert up.stop() == 0
+
+
+@pytest.fixture
+def up(shared: Up) -> Up:
+    """All of it running again, whatever the test before did to it."""
+    for name in ("worker", "constraint", "gateway"):
+        shared.wait_until_serving(name)
+    return shared
 
 
 @contextlib.contextmanager

@@ -1,9 +1,16 @@
 import grpc
+import grpc.aio
 import pytest
 from google.rpc import error_details_pb2
 
 from services.rpckit import status as errors
-from services.rpckit.rich_status import from_item_status, to_item_status, to_status, to_trailing_metadata
+from services.rpckit.rich_status import (
+    from_item_status,
+    from_rpc_error,
+    to_item_status,
+    to_status,
+    to_trailing_metadata,
+)
 from services.rpckit.status import InvalidRequest, NotReady, OutOfCapacity, ServiceError, TokenRejected
 
 
@@ -48,3 +55,18 @@ def test_details_fit_into_grpc_metadata() -> None:
     code, details, trailing = to_trailing_metadata(error)
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert len(trailing[0][1]) * 4 / 3 + len(details.encode()) * 3 < 8_000
+
+
+@pytest.mark.parametrize(
+    ("code", "details", "kind"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, "Socket closed", NotReady),
+        (grpc.StatusCode.INTERNAL, "Internal error from Core", NotReady),  # a write to a connection that broke
+        (grpc.StatusCode.INTERNAL, "division by zero", ServiceError),
+    ],
+)
+def test_what_grpc_says_of_a_broken_connection(code: grpc.StatusCode, details: str, kind: type[ServiceError]) -> None:
+    nothing = grpc.aio.Metadata()
+    restored = from_rpc_error(grpc.aio.AioRpcError(code, nothing, nothing, details))
+    assert type(restored) is kind
+    assert details in restored.message
