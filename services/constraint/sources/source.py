@@ -8,7 +8,12 @@ from typing import Literal, TypeAlias
 from services.constraint.core.grammar import Grammar
 
 Kind: TypeAlias = Literal["json_schema", "lark", "regex", "choices"]
-Whitespace: TypeAlias = Literal["bounded", "compact", "spaced"]
+Whitespace: TypeAlias = Literal["bounded", "compact", "spaced", "pretty", "pattern"]
+PropertyOrder: TypeAlias = Literal["schema", "any"]
+FormatMode: TypeAlias = Literal["assert", "annotation"]
+UnknownFormats: TypeAlias = Literal["annotation", "error"]
+Spelling: TypeAlias = Literal["any", "plain"]
+Draft: TypeAlias = Literal[4, 6, 7, 2019, 2020]
 Enforcement: TypeAlias = Literal["masked", "checked", "annotation"]
 
 
@@ -26,9 +31,22 @@ class ConstraintSource:
 
 @dataclass(frozen=True, slots=True)
 class SourceOptions:
-    """How a constraint is read. `whitespace` means something for JSON only."""
+    """How a constraint is read. All of it means something for JSON Schema only."""
 
     whitespace: Whitespace = "bounded"
+    whitespace_pattern: str = ""
+    """What may stand wherever JSON allows white space, a regex in Python's syntax; for `whitespace` "pattern"."""
+    property_order: PropertyOrder = "schema"
+    format: FormatMode = "assert"
+    unknown_formats: UnknownFormats = "annotation"
+    integers: Spelling = "any"
+    """Whether an integer may be written `1.0` or `1e2`, or in plain digits only."""
+    escapes: Spelling = "any"
+    """Whether a string may have every escape that JSON has, or only those that it needs."""
+    default_draft: Draft = 2020
+    """The draft of a schema without `$schema`."""
+    documents: tuple[tuple[str, str], ...] = ()
+    """Other schemas that `$ref` may name: (absolute URI, schema as JSON text). Nothing is ever fetched."""
 
 
 @dataclass(frozen=True, slots=True)
