@@ -164,6 +164,7 @@ def _guidance(moved: Moved) -> constraint_pb2.Guidance:
         witness_num_tokens=guidance.witness_num_tokens,
         witness_token_id=guidance.witness_token_id,
         mask_us=moved.microseconds,
+        is_provisional=not guidance.is_settled,
     )
 
 

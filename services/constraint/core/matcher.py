@@ -58,6 +58,7 @@ class Guidance:
     is_accepting: bool
     witness_num_tokens: int
     witness_token_id: int | None
+    is_settled: bool = True  # no check is pending: nothing up to `after_forced` will have to be taken back
 
 
 class Matcher:
