@@ -174,6 +174,7 @@ def _guidance(message: pb.Guidance) -> Guidance:
         witness_num_tokens=message.witness_num_tokens,
         witness_token_id=message.witness_token_id if message.HasField("witness_token_id") else None,
         mask_us=message.mask_us,
+        is_settled=not message.is_provisional,
     )
 
 

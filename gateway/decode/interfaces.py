@@ -69,6 +69,13 @@ class Guidance:
     witness_num_tokens: int
     witness_token_id: int | None
     mask_us: int = 0
+    is_settled: bool = True
+    """Whether nothing written so far will ever have to be taken back."""
+
+    @property
+    def is_dead_end(self) -> bool:
+        """Whether no text goes on from `after_forced`: all that the mask would allow, a check refused."""
+        return self.num_allowed == 0 and not self.is_accepting
 
     @property
     def num_needed(self) -> int:

@@ -15,6 +15,7 @@ ServiceError
 ├── PositionMismatch       FAILED_PRECONDITION  POSITION_MISMATCH
 ├── OutOfCapacity          RESOURCE_EXHAUSTED   CAPACITY               with RetryInfo
 ├── OutOfFuel              RESOURCE_EXHAUSTED   FUEL
+├── DeadEnd                RESOURCE_EXHAUSTED   DEAD_END               limit and value
 ├── NotReady               UNAVAILABLE          NOT_READY              with RetryInfo
 ├── DeadlineExceeded       DEADLINE_EXCEEDED    DEADLINE
 └── ValidationFailed       INTERNAL             VALIDATION_FAILED
@@ -143,6 +144,13 @@ class OutOfFuel(ServiceError):
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     reason = "FUEL"
+
+
+class DeadEnd(ServiceError):
+    """A constraint's checks refused every way on that was tried within the limits. Another seed may find one."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "DEAD_END"
 
 
 class NotReady(ServiceError):
