@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import grpc.aio
 from espalier.v1 import gateway_pb2 as pb
 from espalier.v1 import gateway_pb2_grpc, types_pb2
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message as ProtoMessage
 from google.protobuf.unknown_fields import UnknownFieldSet
 
@@ -19,33 +18,12 @@ from gateway.decode.output import Delta
 from gateway.decode.sampler import Sampling
 from gateway.request import ChatPrompt, GenerationRequest, Message, Prompt, TextPrompt, TokenPrompt
 from gateway.service import Gateway, GenerationResult
+from services.rpckit.enums import number_of, words_of
 from services.rpckit.status import InvalidRequest
 
 FULL_SERVICE_NAME: Final[str] = pb.DESCRIPTOR.services_by_name["GatewayService"].full_name
 
 _Context = grpc.aio.ServicerContext
-
-_WHITESPACE: Final[dict[int, Literal["bounded", "compact", "spaced"]]] = {
-    types_pb2.WHITESPACE_UNSPECIFIED: "bounded",
-    types_pb2.WHITESPACE_BOUNDED: "bounded",
-    types_pb2.WHITESPACE_COMPACT: "compact",
-    types_pb2.WHITESPACE_SPACED: "spaced",
-}
-_FORCING: Final[dict[int, Literal["canonical", "off"]]] = {
-    types_pb2.FORCING_UNSPECIFIED: "canonical",
-    types_pb2.FORCING_CANONICAL: "canonical",
-    types_pb2.FORCING_OFF: "off",
-}
-_ENFORCEMENT: Final = {
-    "masked": types_pb2.ENFORCEMENT_MASKED,
-    "checked": types_pb2.ENFORCEMENT_CHECKED,
-    "annotation": types_pb2.ENFORCEMENT_ANNOTATION,
-}
-_FINISH_REASON: Final = {
-    "stop": pb.FINISH_REASON_STOP,
-    "length": pb.FINISH_REASON_LENGTH,
-    "budget_closed": pb.FINISH_REASON_BUDGET_CLOSED,
-}
 
 
 class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
@@ -110,16 +88,11 @@ def read_generation(request: ProtoMessage, generation: pb.Generation) -> Generat
         InvalidRequest: a field is unknown, missing or out of range; names it.
     """
     _refuse_unknown_fields(request)
-    options = generation.compile_options
-    if options.whitespace not in _WHITESPACE:
-        raise _unknown_value("compile_options.whitespace", options.whitespace)
-    if options.forcing not in _FORCING:
-        raise _unknown_value("compile_options.forcing", options.forcing)
     sampling = generation.sampling
     return GenerationRequest(
         prompt=_prompt(generation),
         constraint=_constraint(generation.constraint) if generation.HasField("constraint") else None,
-        compile_options=CompileOptions(_WHITESPACE[options.whitespace], _FORCING[options.forcing]),
+        compile_options=_compile_options(generation.compile_options),
         sampling=Sampling(
             temperature=sampling.temperature,
             top_k=sampling.top_k,
@@ -155,6 +128,15 @@ def _constraint(constraint: types_pb2.Constraint) -> Constraint:
     )
 
 
+def _compile_options(options: types_pb2.CompileOptions) -> CompileOptions:
+    given = words_of(options, "generation.compile_options")
+    if options.default_draft:
+        given["default_draft"] = int(options.default_draft)
+    return CompileOptions(
+        **given, whitespace_pattern=options.whitespace_pattern, documents=tuple(sorted(options.documents.items()))
+    )
+
+
 def _refuse_unknown_fields(message: ProtoMessage) -> None:
     for name in _unknown_fields(message, ""):
         raise InvalidRequest(
@@ -166,7 +148,7 @@ def _unknown_fields(message: ProtoMessage, path: str) -> Iterator[str]:
     for unknown in UnknownFieldSet(message):  # type: ignore[attr-defined]  # a sequence at run time
         yield f"{path or message.DESCRIPTOR.name}.<field {unknown.field_number}>"
     for field, value in message.ListFields():
-        if field.type != FieldDescriptor.TYPE_MESSAGE:
+        if field.message_type is None or field.message_type.GetOptions().map_entry:
             continue
         inner = f"{path}.{field.name}" if path else field.name
         if isinstance(value, ProtoMessage):
@@ -174,10 +156,6 @@ def _unknown_fields(message: ProtoMessage, path: str) -> Iterator[str]:
         else:
             for index, item in enumerate(value):
                 yield from _unknown_fields(item, f"{inner}[{index}]")
-
-
-def _unknown_value(name: str, value: int) -> InvalidRequest:
-    return InvalidRequest(f"`{name}` {value} is not known here", field=f"generation.{name}")
 
 
 def _trace(context: _Context[Any, Any]) -> Metadata:
@@ -190,7 +168,7 @@ def _trace(context: _Context[Any, Any]) -> Metadata:
 
 def _result(result: GenerationResult) -> pb.GenerationResult:
     return pb.GenerationResult(
-        finish_reason=_FINISH_REASON[result.finish_reason],
+        finish_reason=number_of(pb.FinishReason.DESCRIPTOR, result.finish_reason),
         is_complete=result.is_complete,
         is_validated=result.is_validated,
         token_ids=result.token_ids,
@@ -214,7 +192,7 @@ def _result(result: GenerationResult) -> pb.GenerationResult:
             types_pb2.KeywordReport(
                 pointer=keyword.pointer,
                 keyword=keyword.keyword,
-                enforcement=_ENFORCEMENT[keyword.enforcement],
+                enforcement=number_of(types_pb2.Enforcement.DESCRIPTOR, keyword.enforcement),
                 note=keyword.note,
             )
             for keyword in result.keywords

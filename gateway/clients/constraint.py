@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Final, Literal
+from dataclasses import asdict
 
 import grpc.aio
 import numpy as np
@@ -22,20 +22,9 @@ from gateway.decode.interfaces import (
     MatcherState,
     Violation,
 )
+from services.rpckit.enums import with_words, word_of
 from services.rpckit.rich_status import from_item_status
 from services.rpckit.status import InvalidRequest, ServiceError
-
-_WHITESPACE: Final = {
-    "bounded": types_pb2.WHITESPACE_BOUNDED,
-    "compact": types_pb2.WHITESPACE_COMPACT,
-    "spaced": types_pb2.WHITESPACE_SPACED,
-}
-_FORCING: Final = {"canonical": types_pb2.FORCING_CANONICAL, "off": types_pb2.FORCING_OFF}
-_ENFORCEMENT: Final[dict[int, Literal["masked", "checked", "annotation"]]] = {
-    types_pb2.ENFORCEMENT_MASKED: "masked",
-    types_pb2.ENFORCEMENT_CHECKED: "checked",
-    types_pb2.ENFORCEMENT_ANNOTATION: "annotation",
-}
 
 
 class ConstraintClient:
@@ -151,7 +140,7 @@ def _constraint(constraint: Constraint) -> types_pb2.Constraint:
 
 
 def _options(options: CompileOptions) -> types_pb2.CompileOptions:
-    return types_pb2.CompileOptions(whitespace=_WHITESPACE[options.whitespace], forcing=_FORCING[options.forcing])
+    return with_words(types_pb2.CompileOptions, **(asdict(options) | {"documents": dict(options.documents)}))
 
 
 def _advanced(response: pb.StreamAdvanceResponse) -> Guidance:
@@ -183,14 +172,11 @@ def _state(message: pb.MatcherState) -> MatcherState:
 
 
 def _keyword(message: types_pb2.KeywordReport) -> KeywordReport:
-    if message.enforcement not in _ENFORCEMENT:
+    try:
+        enforcement = word_of(types_pb2.Enforcement.DESCRIPTOR, message.enforcement)
+    except ValueError:
         raise ServiceError(
             f"the constraint service honours `{message.pointer}` in a way ({message.enforcement}) that this gateway "
             "does not know: run the same version of both"
-        )
-    return KeywordReport(
-        pointer=message.pointer,
-        keyword=message.keyword,
-        enforcement=_ENFORCEMENT[message.enforcement],
-        note=message.note,
-    )
+        ) from None
+    return KeywordReport(pointer=message.pointer, keyword=message.keyword, enforcement=enforcement, note=message.note)

@@ -94,10 +94,18 @@ class Constraint:
 
 @dataclass(frozen=True, slots=True)
 class CompileOptions:
-    """How a constraint is read."""
+    """How a constraint is read; fields and words as in the contract's `CompileOptions`, with their defaults."""
 
-    whitespace: Literal["bounded", "compact", "spaced"] = "bounded"
+    whitespace: Literal["bounded", "compact", "spaced", "pretty", "pattern"] = "bounded"
     forcing: Literal["canonical", "off"] = "canonical"
+    whitespace_pattern: str = ""
+    property_order: Literal["schema", "any"] = "schema"
+    format: Literal["assert", "annotation"] = "assert"
+    unknown_formats: Literal["annotation", "error"] = "annotation"
+    integers: Literal["any", "plain"] = "any"
+    escapes: Literal["any", "plain"] = "any"
+    default_draft: Literal[4, 6, 7, 2019, 2020] = 2020
+    documents: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

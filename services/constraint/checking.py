@@ -5,7 +5,8 @@ grammar when its case begins. A case is one line of JSON:
 
     {"id", "schema" | "lark" | "regex" | "choices", "options"?, "tests": [{"valid", "data" | "text"}]}
 
-`data` stands for `json.dumps(data, ensure_ascii=False)`. Options are `whitespace` and `forcing`.
+`data` stands for `json.dumps(data, ensure_ascii=False)`. Options are the fields of `SourceOptions`, with documents
+as an object of schemas by URI, and `forcing`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from time import perf_counter_ns
-from typing import Any, Final, Literal, Protocol, get_args
+from typing import Any, Final, Literal, Protocol, get_args, get_type_hints
 
 import numpy as np
 
@@ -29,7 +30,6 @@ from services.constraint.sources import (
     KeywordReport,
     Kind,
     SourceOptions,
-    Whitespace,
     build,
     common_grammar,
 )
@@ -45,6 +45,7 @@ _KIND_OF_FIELD: Final[dict[str, Kind]] = {
     "regex": "regex",
     "choices": "choices",
 }
+_OPTIONS: Final[dict[str, Any]] = get_type_hints(SourceOptions) | {"forcing": Forcing}
 # Levels of nesting that are read in a line: a stack of 8 MiB holds them.
 _MAX_DEPTH: Final = 10_000
 # Tokens of the shortest text that are shown at most.
@@ -176,14 +177,14 @@ def _case(row: Any) -> Case:
     kinds = [name for name in _KIND_OF_FIELD if name in row]
     if len(kinds) != 1:
         raise BadCaseError(f"a case has one of {', '.join(_KIND_OF_FIELD)}; this one has {', '.join(kinds) or 'none'}")
-    whitespace, forcing = _options(row.get("options", {}))
+    options, forcing = _options(row.get("options", {}))
     tests = row.get("tests", [])
     if not isinstance(tests, list):
         raise BadCaseError("`tests` is a list")
     return Case(
         row["id"],
         _source(kinds[0], row[kinds[0]]),
-        SourceOptions(whitespace),
+        options,
         forcing,
         tuple(_test(test, index) for index, test in enumerate(tests)),
     )
@@ -202,16 +203,28 @@ def _source(name: str, value: Any) -> ConstraintSource:
     return ConstraintSource(kind, value)
 
 
-def _options(options: Any) -> tuple[Whitespace, Forcing | None]:
-    allowed = {"whitespace": get_args(Whitespace), "forcing": get_args(Forcing)}
+def _options(options: Any) -> tuple[SourceOptions, Forcing | None]:
     if not isinstance(options, dict):
         raise BadCaseError("`options` is an object")
+    given = dict(options)
     for name, value in options.items():
-        if name not in allowed:
-            raise BadCaseError(f"no option is named {name!r}; there are: {', '.join(allowed)}")
-        if value not in allowed[name]:
-            raise BadCaseError(f"the option {name} is one of {', '.join(allowed[name])}, not {value!r}")
-    return options.get("whitespace", "bounded"), options.get("forcing")
+        if name not in _OPTIONS:
+            raise BadCaseError(f"no option is named {name!r}; there are: {', '.join(_OPTIONS)}")
+        allowed = get_args(_OPTIONS[name])
+        if name == "documents":
+            if not isinstance(value, dict):
+                raise BadCaseError("the option documents is an object of schemas by URI")
+            given[name] = tuple((uri, json.dumps(schema)) for uri, schema in value.items())
+        elif name == "whitespace_pattern":
+            if not isinstance(value, str):
+                raise BadCaseError("the option whitespace_pattern is a text")
+        elif value not in allowed:
+            raise BadCaseError(f"the option {name} is one of {', '.join(map(str, allowed))}, not {value!r}")
+    forcing = given.pop("forcing", None)
+    try:
+        return SourceOptions(**given), forcing
+    except InvalidRequest as error:
+        raise BadCaseError(error.message) from None
 
 
 def _test(test: Any, index: int) -> CaseTest:

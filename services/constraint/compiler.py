@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final, Literal, TypeVar
 
 import structlog
@@ -91,7 +92,7 @@ class GrammarCompiler:
             ServiceError: as the source deserves; GrammarTooLarge where a limit on size, time or memory is passed;
             OutOfCapacity: other compiles kept all processes busy.
         """
-        self.check_size(source)
+        self.check_size(source, options)
         grammar_id = await _run_in(
             self._threads,
             lambda: digest_of(
@@ -114,17 +115,18 @@ class GrammarCompiler:
             task.add_done_callback(lambda done: self._forget(grammar_id, done))
         return await asyncio.shield(task)
 
-    def check_size(self, source: ConstraintSource) -> None:
-        """Refuse a source that is too large to be looked at.
+    def check_size(self, source: ConstraintSource, options: SourceOptions) -> None:
+        """Refuse a source that, with the documents beside it, is too large to be looked at.
 
         Raises:
             GrammarTooLarge: names the limit.
         """
-        num_bytes = sum(len(text.encode(errors="surrogatepass")) for text in (source.text or "", *source.choices))
+        texts = (source.text or "", *source.choices, *chain.from_iterable(options.documents))
+        num_bytes = sum(len(text.encode(errors="surrogatepass")) for text in texts)
         limit = self._settings.max_source_bytes
         if num_bytes > limit:
             raise GrammarTooLarge(
-                f"the constraint has {num_bytes} bytes; at most {limit} are taken",
+                f"the constraint has {num_bytes} bytes, documents included; at most {limit} are taken",
                 limit="max_source_bytes",
                 value=limit,
             )

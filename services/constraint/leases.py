@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from services.constraint import metrics
@@ -110,11 +110,13 @@ def digest_of(
 ) -> str:
     """Digest what a compiled grammar depends on.
 
-    White space in a JSON Schema is not part of it, the order of its members is.
+    White space in a JSON Schema is not part of it, nor is the order of documents; the order of members is.
     """
     text = source.text
     if source.kind == "json_schema" and text is not None:
         text = canonical_json(text)
+    documents = sorted((uri, canonical_json(schema)) for uri, schema in options.documents)
+    options = replace(options, documents=tuple(documents))
     parts = [
         format_version,
         engine_version,
@@ -122,7 +124,7 @@ def digest_of(
         source.kind,
         text,
         source.choices,
-        options.whitespace,
+        asdict(options),
         forcing,
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

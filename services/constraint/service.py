@@ -143,7 +143,7 @@ class ConstraintService:
             table.measure(lease)
         return results
 
-    async def validate(self, source: ConstraintSource, text: bytes) -> list[Violation]:
+    async def validate(self, source: ConstraintSource, options: SourceOptions, text: bytes) -> list[Violation]:
         """Judge a text by the independent validator; no violations mean that it satisfies the constraint.
 
         Raises:
@@ -151,14 +151,14 @@ class ConstraintService:
             InvalidRequest: the text is too large.
             DeadlineExceeded: the validator takes too long.
         """
-        self._ready_compiler().check_size(source)
+        self._ready_compiler().check_size(source, options)
         limit = self._settings.max_text_bytes
         if len(text) > limit:
             raise InvalidRequest(
                 f"the text has {len(text)} bytes; at most {limit} are taken", field="text", limit=limit
             )
         try:
-            violations = await self._validators.validate(source, text, timeout_s=self._settings.max_validate_s)
+            violations = await self._validators.validate(source, options, text, timeout_s=self._settings.max_validate_s)
         except ServiceError as error:
             metrics.VALIDATIONS.labels(error.reason).inc()
             raise

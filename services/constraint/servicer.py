@@ -11,7 +11,8 @@ from espalier.v1 import constraint_pb2, constraint_pb2_grpc, types_pb2
 
 from services.constraint.core.engine import TERMINATED, Forcing
 from services.constraint.service import ConstraintService, Move, Moved
-from services.constraint.sources import ConstraintSource, KeywordReport, SourceOptions, Whitespace, named
+from services.constraint.sources import ConstraintSource, KeywordReport, SourceOptions, named
+from services.rpckit.enums import number_of, words_of
 from services.rpckit.rich_status import to_item_status
 from services.rpckit.status import InvalidRequest, ServiceError
 
@@ -20,28 +21,6 @@ FULL_SERVICE_NAME: Final[str] = constraint_pb2.DESCRIPTOR.services_by_name["Cons
 MAX_VIOLATIONS: Final = 10
 
 _Context = grpc.aio.ServicerContext
-
-_WHITESPACE: Final[dict[int, Whitespace]] = {
-    types_pb2.WHITESPACE_UNSPECIFIED: "bounded",
-    types_pb2.WHITESPACE_BOUNDED: "bounded",
-    types_pb2.WHITESPACE_COMPACT: "compact",
-    types_pb2.WHITESPACE_SPACED: "spaced",
-}
-_FORCING: Final[dict[int, Forcing]] = {
-    types_pb2.FORCING_UNSPECIFIED: "canonical",
-    types_pb2.FORCING_CANONICAL: "canonical",
-    types_pb2.FORCING_OFF: "off",
-}
-_ENFORCEMENT: Final = {
-    "masked": types_pb2.ENFORCEMENT_MASKED,
-    "checked": types_pb2.ENFORCEMENT_CHECKED,
-    "annotation": types_pb2.ENFORCEMENT_ANNOTATION,
-}
-_LEVEL: Final = {
-    "memory": constraint_pb2.CACHE_LEVEL_MEMORY,
-    "redis": constraint_pb2.CACHE_LEVEL_REDIS,
-    "compiled": constraint_pb2.CACHE_LEVEL_COMPILED,
-}
 
 
 class ConstraintServicer(constraint_pb2_grpc.ConstraintServiceServicer):
@@ -63,7 +42,7 @@ class ConstraintServicer(constraint_pb2_grpc.ConstraintServiceServicer):
             grammar_id=lease.grammar_id,
             start=_guidance(moved),
             keywords=[_keyword(keyword) for keyword in lease.keywords],
-            cache_level=_LEVEL[found.level],
+            cache_level=number_of(constraint_pb2.CacheLevel.DESCRIPTOR, found.level),
             compile_us=round((time.perf_counter() - started) * 1e6),
             min_bytes=lease.matcher.min_bytes,
         )
@@ -86,8 +65,8 @@ class ConstraintServicer(constraint_pb2_grpc.ConstraintServiceServicer):
         self, request: constraint_pb2.ValidateRequest, context: _Context[Any, Any]
     ) -> constraint_pb2.ValidateResponse:
         """Judge a finished text."""
-        _options(request.options)
-        violations = await self._service.validate(_source(request.constraint), request.text)
+        options, _ = _options(request.options)
+        violations = await self._service.validate(_source(request.constraint), options, request.text)
         return constraint_pb2.ValidateResponse(
             is_valid=not violations,
             violations=[
@@ -136,12 +115,14 @@ def _source(constraint: types_pb2.Constraint) -> ConstraintSource:
 
 
 def _options(options: types_pb2.CompileOptions) -> tuple[SourceOptions, Forcing]:
-    # proto3 enums are open: a newer client may send values that this service does not know.
-    if options.whitespace not in _WHITESPACE:
-        raise InvalidRequest(f"whitespace {options.whitespace} is not known here", field="options.whitespace")
-    if options.forcing not in _FORCING:
-        raise InvalidRequest(f"forcing {options.forcing} is not known here", field="options.forcing")
-    return SourceOptions(whitespace=_WHITESPACE[options.whitespace]), _FORCING[options.forcing]
+    given = words_of(options, "options")
+    forcing = given.pop("forcing", "canonical")
+    if options.default_draft:
+        given["default_draft"] = int(options.default_draft)
+    read = SourceOptions(
+        **given, whitespace_pattern=options.whitespace_pattern, documents=tuple(sorted(options.documents.items()))
+    )
+    return read, forcing
 
 
 def _move(item: constraint_pb2.AdvanceItem) -> Move:
@@ -179,6 +160,6 @@ def _keyword(report: KeywordReport) -> types_pb2.KeywordReport:
     return types_pb2.KeywordReport(
         pointer=report.pointer,
         keyword=report.keyword,
-        enforcement=_ENFORCEMENT[report.enforcement],
+        enforcement=number_of(types_pb2.Enforcement.DESCRIPTOR, report.enforcement),
         note=report.note,
     )

@@ -27,7 +27,9 @@ class ConstraintSettings(ServiceSettings):
     redis_max_value_bytes: int = Field(16 * _MIB, ge=0, description="Larger compiled grammars stay out of Redis.")
 
     # What a request may bring.
-    max_source_bytes: int = Field(_MIB, ge=1, description="Largest schema, grammar, regex or list of choices.")
+    max_source_bytes: int = Field(
+        _MIB, ge=1, description="Largest schema with its documents, grammar, regex or list of choices."
+    )
     max_text_bytes: int = Field(16 * _MIB, ge=1, description="Largest text to validate.")
     max_batch_items: int = Field(1024, ge=1, description="Most moves in one Advance.")
 

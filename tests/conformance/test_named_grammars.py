@@ -28,7 +28,7 @@ def test_case(path: Path) -> None:
     name, kind = path.parts[-3:-1]
     source = ConstraintSource("lark", named.grammar_text(name))
     text = path.read_bytes()
-    assert (validate(source, text) == []) == (kind == "accept")
+    assert (validate(source, SourceOptions(), text) == []) == (kind == "accept")
     assert matches(build(source, SourceOptions()).grammar, text) == (kind == "accept")
 
 

@@ -25,13 +25,14 @@ def test_accepts_what_jsonschema_accepts(seed: int, whitespace: Whitespace) -> N
     rng = random.Random(seed)
     schema = random_schema(rng)
     source = ConstraintSource("json_schema", json.dumps(schema, ensure_ascii=False))
-    grammar = build(source, SourceOptions(whitespace)).grammar
+    options = SourceOptions(whitespace)
+    grammar = build(source, options).grammar
     for _ in range(4):
         value = random_value(rng, schema)
         if rng.random() < 0.4:
             value = mutated(rng, value)
         text = json.dumps(value, ensure_ascii=False, **SPELLINGS[whitespace]).encode()  # type: ignore[arg-type]
-        assert matches(grammar, text) == (validate(source, text) == []), (schema, text.decode())
+        assert matches(grammar, text) == (validate(source, options, text) == []), (schema, text.decode())
 
 
 def accepts(schema: object, text: str, whitespace: Whitespace = "bounded") -> bool:
@@ -57,7 +58,10 @@ def test_number_bounds_are_exact(data: st.DataObject) -> None:
         text = json.dumps(value)
         if schema["type"] == "integer" and text.endswith(".0"):
             text = text[:-2]
-        assert matches(grammar, text.encode()) == (validate(source, text.encode()) == []), (schema, text)
+        assert matches(grammar, text.encode()) == (validate(source, SourceOptions(), text.encode()) == []), (
+            schema,
+            text,
+        )
 
 
 @pytest.mark.parametrize(

@@ -74,4 +74,4 @@ def test_walks_end_in_texts_that_the_validator_takes(patterns: list[str], rng: r
         raise
     for _ in range(5):
         text = walked(matcher, rng)
-        assert validate(source, text) == [], text
+        assert validate(source, SourceOptions(), text) == [], text

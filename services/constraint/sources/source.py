@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from services.constraint.core.grammar import Grammar
+from services.rpckit.status import InvalidRequest
 
 Kind: TypeAlias = Literal["json_schema", "lark", "regex", "choices"]
 Whitespace: TypeAlias = Literal["bounded", "compact", "spaced", "pretty", "pattern"]
@@ -47,6 +48,18 @@ class SourceOptions:
     """The draft of a schema without `$schema`."""
     documents: tuple[tuple[str, str], ...] = ()
     """Other schemas that `$ref` may name: (absolute URI, schema as JSON text). Nothing is ever fetched."""
+
+    def __post_init__(self) -> None:
+        """Raise InvalidRequest where options do not go together."""
+        if (self.whitespace == "pattern") != bool(self.whitespace_pattern):
+            raise InvalidRequest(
+                "set `whitespace_pattern` exactly when `whitespace` is pattern", field="options.whitespace_pattern"
+            )
+        if self.default_draft not in get_args(Draft):
+            raise InvalidRequest(
+                f"`default_draft` is {self.default_draft}; it must be one of {', '.join(map(str, get_args(Draft)))}",
+                field="options.default_draft",
+            )
 
 
 @dataclass(frozen=True, slots=True)

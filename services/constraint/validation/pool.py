@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from services.constraint.job_processes import JobCrashedError, JobProcesses, JobTimedOutError
-from services.constraint.sources import ConstraintSource
+from services.constraint.sources import ConstraintSource, SourceOptions
 from services.constraint.validation.validators import Violation, validate
 from services.rpckit.status import DeadlineExceeded, OutOfCapacity
 
@@ -13,10 +13,10 @@ from services.rpckit.status import DeadlineExceeded, OutOfCapacity
 MAX_VALIDATOR_MEMORY_BYTES = 1 << 30
 
 
-def validate_in_process(source: ConstraintSource, text: bytes) -> list[Violation]:
+def validate_in_process(source: ConstraintSource, options: SourceOptions, text: bytes) -> list[Violation]:
     """Judge a text where the process is ours alone: integers of any length are read."""
     sys.set_int_max_str_digits(0)
-    return validate(source, text)
+    return validate(source, options, text)
 
 
 class ValidatorPool:
@@ -34,7 +34,9 @@ class ValidatorPool:
         """
         await self._processes.start()
 
-    async def validate(self, source: ConstraintSource, text: bytes, *, timeout_s: float) -> list[Violation]:
+    async def validate(
+        self, source: ConstraintSource, options: SourceOptions, text: bytes, *, timeout_s: float
+    ) -> list[Violation]:
         """Judge a text as `validators.validate` does.
 
         Raises:
@@ -43,7 +45,7 @@ class ValidatorPool:
             ServiceError: as `validators.validate` does.
         """
         try:
-            violations: list[Violation] = await self._processes.run(source, text, timeout_s=timeout_s)
+            violations: list[Violation] = await self._processes.run(source, options, text, timeout_s=timeout_s)
         except JobTimedOutError:
             raise DeadlineExceeded(
                 f"validating the text took longer than {timeout_s} s; the constraint may make its "

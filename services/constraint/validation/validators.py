@@ -50,7 +50,7 @@ class Violation:
     schema_pointer: str = ""
 
 
-def validate(source: ConstraintSource, text: bytes) -> list[Violation]:
+def validate(source: ConstraintSource, options: SourceOptions, text: bytes) -> list[Violation]:
     """Return why a text does not satisfy a constraint, at most MAX_VIOLATIONS reasons; none means that it does.
 
     May take very long on hostile input: run it through `ValidatorPool`.
@@ -59,7 +59,7 @@ def validate(source: ConstraintSource, text: bytes) -> list[Violation]:
         InvalidRequest, GrammarSyntax, UnsupportedConstruct, UnsatisfiableGrammar, GrammarTooLarge: as building the
         constraint does.
     """
-    build(source, SourceOptions())
+    build(source, options)
     try:
         decoded = text.decode()
     except UnicodeDecodeError as error:

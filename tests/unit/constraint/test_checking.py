@@ -40,6 +40,31 @@ def test_a_line_is_read() -> None:
         "canonical",
         (CaseTest(True, '{"a": "é"}'), CaseTest(False, "{")),
     )
+    every = case(
+        schema=True,
+        options={
+            "whitespace": "pattern",
+            "whitespace_pattern": " ?",
+            "property_order": "any",
+            "format": "annotation",
+            "unknown_formats": "error",
+            "integers": "plain",
+            "escapes": "plain",
+            "default_draft": 7,
+            "documents": {"urn:a": {"type": "null"}, "urn:b": True},
+        },
+    )
+    assert every.options == SourceOptions(
+        "pattern",
+        " ?",
+        "any",
+        "annotation",
+        "error",
+        "plain",
+        "plain",
+        7,
+        (("urn:a", '{"type": "null"}'), ("urn:b", "true")),
+    )
     assert case(lark='start: "a"').source == ConstraintSource("lark", 'start: "a"')
     assert case(regex="a").source == ConstraintSource("regex", "a")
     assert case(choices=["a", "b"]).source == ConstraintSource("choices", choices=("a", "b"))
@@ -56,7 +81,14 @@ def test_a_line_is_read() -> None:
         ({"choices": [1]}, "`choices` is a list of texts"),
         ({"regex": "a", "options": []}, "`options` is an object"),
         ({"regex": "a", "options": {"white": 1}}, "no option is named 'white'"),
-        ({"regex": "a", "options": {"whitespace": "lots"}}, "one of bounded, compact, spaced, not 'lots'"),
+        (
+            {"regex": "a", "options": {"whitespace": "lots"}},
+            "one of bounded, compact, spaced, pretty, pattern, not 'lots'",
+        ),
+        ({"regex": "a", "options": {"default_draft": 5}}, "one of 4, 6, 7, 2019, 2020, not 5"),
+        ({"regex": "a", "options": {"whitespace_pattern": 1}}, "whitespace_pattern is a text"),
+        ({"regex": "a", "options": {"whitespace": "pattern"}}, "set `whitespace_pattern` exactly when"),
+        ({"regex": "a", "options": {"documents": []}}, "an object of schemas by URI"),
         ({"regex": "a", "tests": {}}, "`tests` is a list"),
         ({"regex": "a", "tests": [{"valid": True, "text": "a"}, {"text": "a"}]}, "test 1 is not"),
         ({"regex": "a", "tests": [{"valid": True}]}, "test 0 is not"),
@@ -123,7 +155,7 @@ def test_without_texts_the_first_mask_is_timed(checker: Checker) -> None:
 @pytest.mark.parametrize(
     ("fields", "reason", "pointer"),
     [
-        ({"schema": {"not": {}}}, "UNSUPPORTED_CONSTRUCT", "/not"),
+        ({"schema": {"$ref": "urn:other"}}, "UNSUPPORTED_CONSTRUCT", "/$ref"),
         ({"schema": {"type": 1}}, "GRAMMAR_SYNTAX", "/type"),
         ({"schema": False}, "UNSATISFIABLE_GRAMMAR", ""),
         ({"regex": "("}, "GRAMMAR_SYNTAX", None),
@@ -172,7 +204,7 @@ def test_a_report(checker: Checker) -> None:
 
 def test_reports_raise(checker: Checker) -> None:
     with pytest.raises(UnsupportedConstruct):
-        checker.report(case(schema={"not": {}}))
+        checker.report(case(schema={"$ref": "urn:other"}))
     with pytest.raises(InvalidRequest, match="spell"):
         checker.report(case(regex=".", tests=[{"valid": True, "text": "\ud800"}]))
 

@@ -105,9 +105,26 @@ def test_each_part_of_the_key_matters() -> None:
         {"source": ConstraintSource("choices", None, ("a+",))},
         {"source": ConstraintSource("choices", None, ("a", "+"))},
         {"options": SourceOptions(whitespace="compact")},
+        {"options": SourceOptions(whitespace="pattern", whitespace_pattern=" ?")},
+        {"options": SourceOptions(whitespace="pattern", whitespace_pattern=" *")},
+        {"options": SourceOptions(property_order="any")},
+        {"options": SourceOptions(format="annotation")},
+        {"options": SourceOptions(unknown_formats="error")},
+        {"options": SourceOptions(integers="plain")},
+        {"options": SourceOptions(escapes="plain")},
+        {"options": SourceOptions(default_draft=7)},
+        {"options": SourceOptions(documents=(("urn:a", "{}"),))},
+        {"options": SourceOptions(documents=(("urn:a", "true"),))},
+        {"options": SourceOptions(documents=(("urn:b", "{}"),))},
+        {"options": SourceOptions(documents=(("urn:a", "{}"), ("urn:b", "{}")))},
         {"forcing": "off"},
         {"vocabulary_digest": "w"},
         {"engine_version": 2},
         {"format_version": 2},
     ]
     assert len({digest_of(**(base | change)) for change in changes}) == len(changes)
+    orders: list[dict[str, Any]] = [
+        {"options": SourceOptions(documents=documents)}
+        for documents in ((("urn:a", "{}"), ("urn:b", "{}")), (("urn:b", "{ }"), ("urn:a", "{ }")))
+    ]
+    assert len({digest_of(**(base | order)) for order in orders}) == 1

@@ -2,13 +2,13 @@ import json
 
 import pytest
 
-from services.constraint.sources import ConstraintSource
+from services.constraint.sources import ConstraintSource, SourceOptions
 from services.constraint.validation import ValidatorPool, validate
 from services.rpckit.status import DeadlineExceeded, GrammarSyntax, UnsupportedConstruct
 
 
 def is_valid(schema: object, text: str) -> bool:
-    return validate(ConstraintSource("json_schema", json.dumps(schema)), text.encode()) == []
+    return validate(ConstraintSource("json_schema", json.dumps(schema)), SourceOptions(), text.encode()) == []
 
 
 @pytest.mark.parametrize(
@@ -42,13 +42,19 @@ def test_json(schema: object, text: str, expected: bool) -> None:
 
 def test_violations_say_where() -> None:
     source = ConstraintSource("json_schema", '{"items": {"required": ["이름"], "type": "object"}}')
-    (violation,) = validate(source, b"[{}]")
+    (violation,) = validate(source, SourceOptions(), b"[{}]")
     assert (violation.instance_pointer, violation.schema_pointer) == ("/0", "/items/required")
 
 
 def test_at_most_ten_violations() -> None:
     assert (
-        len(validate(ConstraintSource("json_schema", '{"items": {"type": "null"}}'), json.dumps([1] * 50).encode()))
+        len(
+            validate(
+                ConstraintSource("json_schema", '{"items": {"type": "null"}}'),
+                SourceOptions(),
+                json.dumps([1] * 50).encode(),
+            )
+        )
         == 10
     )
 
@@ -62,9 +68,9 @@ def test_at_most_ten_violations() -> None:
     ],
 )
 def test_other_kinds(source: ConstraintSource, good: str, bad: str) -> None:
-    assert validate(source, good.encode()) == []
-    assert validate(source, bad.encode()) != []
-    assert "UTF-8" in validate(source, b"\xff")[0].message
+    assert validate(source, SourceOptions(), good.encode()) == []
+    assert validate(source, SourceOptions(), bad.encode()) != []
+    assert "UTF-8" in validate(source, SourceOptions(), b"\xff")[0].message
 
 
 async def test_the_pool_kills_what_hangs_and_serves_on() -> None:
@@ -73,16 +79,21 @@ async def test_the_pool_kills_what_hangs_and_serves_on() -> None:
     try:
         hanging = ConstraintSource("regex", "(a|a)*(a|a)*(a|a)*b")
         with pytest.raises(DeadlineExceeded):
-            await pool.validate(hanging, b"a" * 60, timeout_s=0.5)
-        assert await pool.validate(ConstraintSource("regex", "a+"), b"aaa", timeout_s=60) == []
+            await pool.validate(hanging, SourceOptions(), b"a" * 60, timeout_s=0.5)
+        assert await pool.validate(ConstraintSource("regex", "a+"), SourceOptions(), b"aaa", timeout_s=60) == []
         with pytest.raises(GrammarSyntax) as syntax:
-            await pool.validate(ConstraintSource("json_schema", "{"), b"1", timeout_s=60)
+            await pool.validate(ConstraintSource("json_schema", "{"), SourceOptions(), b"1", timeout_s=60)
         assert syntax.value.metadata["line"] == "1"
         with pytest.raises(UnsupportedConstruct):
-            await pool.validate(ConstraintSource("json_schema", '{"not": {}}'), b"1", timeout_s=60)
+            await pool.validate(
+                ConstraintSource("json_schema", '{"$ref": "urn:other"}'), SourceOptions(), b"1", timeout_s=60
+            )
         long_number = b"1" * 5000
         assert (
-            await pool.validate(ConstraintSource("json_schema", '{"type": "integer"}'), long_number, timeout_s=60) == []
+            await pool.validate(
+                ConstraintSource("json_schema", '{"type": "integer"}'), SourceOptions(), long_number, timeout_s=60
+            )
+            == []
         )
     finally:
         await pool.close()
