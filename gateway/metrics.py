@@ -33,6 +33,12 @@ MASK_WAIT_SECONDS = Histogram(
 BUDGET_ROLLBACKS = Counter(
     "espalier_gateway_budget_rollbacks", "Tokens drawn in vain: behind them no complete text fitted into max_tokens."
 )
+DEAD_ENDS = Counter(
+    "espalier_gateway_dead_ends", "Tokens drawn in vain: behind them, a constraint's checks left no way on."
+)
+ROLLED_BACK_TOKENS = Counter(
+    "espalier_gateway_rolled_back_tokens", "Tokens written and taken back because of dead ends, forced ones included."
+)
 VALIDATION_FAILURES = Counter(
     "espalier_gateway_validation_failures", "Finished texts that the validator refused: bugs, each of them."
 )

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import structlog
 
@@ -51,6 +52,8 @@ class GenerationResult:
     num_prompt_tokens: int
     num_forced_tokens: int
     num_steps: int
+    num_dead_ends: int
+    num_rolled_back_tokens: int
     ttft_s: float
     tpot_s: float
     total_s: float
@@ -284,6 +287,8 @@ class Gateway:
             is_context_bound=is_context_bound,
             forced_grace_s=self._settings.forced_grace_ms / 1e3,
             max_budget_draws=self._settings.max_budget_draws,
+            max_rollbacks=self._settings.max_rollbacks,
+            max_rollback_tokens=self._settings.max_rollback_tokens,
         )
 
     async def _validate(self, request: GenerationRequest, calls: ConstraintCalls, text: str) -> None:
@@ -313,8 +318,8 @@ class Gateway:
         validated_from: float,
     ) -> GenerationResult:
         now, account = time.perf_counter(), loop.account
-        num_tokens = len(account.token_ids)
-        first = account.first_token_at if account.first_token_at is not None else validated_from
+        written_at = account.written_at or [validated_from]
+        gaps_s = [later - earlier for earlier, later in pairwise(written_at)]
         compiled = guide.compiled if guide is not None else None
         result = GenerationResult(
             text=loop.output.text,
@@ -328,8 +333,10 @@ class Gateway:
             num_prompt_tokens=num_prompt_tokens,
             num_forced_tokens=account.num_forced_tokens,
             num_steps=sequence.num_steps,
-            ttft_s=first - arrived,
-            tpot_s=(account.last_token_at - first) / (num_tokens - 1) if num_tokens > 1 else 0.0,
+            num_dead_ends=account.num_dead_ends,
+            num_rolled_back_tokens=account.num_rolled_back_tokens,
+            ttft_s=written_at[0] - arrived,
+            tpot_s=sum(gaps_s) / len(gaps_s) if gaps_s else 0.0,
             total_s=now - arrived,
             compile_us=compiled.compile_us if compiled is not None else 0,
             mask_us=guide.mask_us if guide is not None else 0,
@@ -337,7 +344,7 @@ class Gateway:
             mask_wait_s=account.mask_wait_s,
             validate_s=now - validated_from if guide is not None else 0.0,
         )
-        _count(result, account.token_gaps_s, account.num_budget_rollbacks)
+        _count(result, gaps_s, account.num_budget_rollbacks)
         return result
 
 
@@ -352,6 +359,8 @@ def _count(result: GenerationResult, token_gaps_s: list[float], num_budget_rollb
     metrics.FORCED_TOKENS.inc(result.num_forced_tokens)
     metrics.STEPS.inc(result.num_steps)
     metrics.BUDGET_ROLLBACKS.inc(num_budget_rollbacks)
+    metrics.DEAD_ENDS.inc(result.num_dead_ends)
+    metrics.ROLLED_BACK_TOKENS.inc(result.num_rolled_back_tokens)
     if result.is_validated:
         metrics.MASK_WAIT_SECONDS.observe(result.mask_wait_s)
 

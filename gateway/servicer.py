@@ -177,6 +177,8 @@ def _result(result: GenerationResult) -> pb.GenerationResult:
             num_completion_tokens=len(result.token_ids),
             num_forced_tokens=result.num_forced_tokens,
             num_steps=result.num_steps,
+            num_dead_ends=result.num_dead_ends,
+            num_rolled_back_tokens=result.num_rolled_back_tokens,
         ),
         timing=pb.Timing(
             ttft_us=_us(result.ttft_s),

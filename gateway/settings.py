@@ -38,3 +38,15 @@ class GatewaySettings(ServiceSettings):
     max_budget_draws: int = Field(
         16, ge=1, le=1024, description="Draws that do not fit into max_tokens before the shortest completion is taken."
     )
+    max_rollbacks: int = Field(
+        1000,
+        ge=0,
+        le=1_000_000,
+        description="Dead ends that one generation may meet: there a constraint's checks leave no way on.",
+    )
+    max_rollback_tokens: int = Field(
+        4096,
+        ge=0,
+        le=1_000_000,
+        description="Tokens that one generation may take back because of dead ends: their forward passes were in vain.",
+    )

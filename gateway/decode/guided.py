@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final
 
-from gateway.decode.interfaces import Compiled, CompileOptions, Constraint, ConstraintStream, Guidance, MatcherState
+from gateway.decode.interfaces import Compiled, CompileOptions, Constraint, ConstraintStream, Guidance
 from services.rpckit.status import LeaseExpired, NotReady, ServiceError, TokenRejected
 
 # States lost more often than this within one request mean a service without room for it.
@@ -16,8 +16,9 @@ _MAX_REPLAYS: Final = 2
 class Guide:
     """Where a constrained text stands.
 
-    States are values, so looking ahead with `look` changes nothing; `take` moves on. A service that no longer knows
-    the state compiles the constraint again and replays the tokens, at most `_MAX_REPLAYS` times.
+    States are values, so looking ahead with `look` changes nothing; `take` moves on, `back_to` goes back. For a service
+    that no longer knows the state, the constraint is compiled again and the tokens are replayed; it may lose the states
+    `_MAX_REPLAYS` times.
     """
 
     def __init__(self, stream: ConstraintStream, constraint: Constraint, options: CompileOptions) -> None:
@@ -25,6 +26,7 @@ class Guide:
         self._constraint = constraint
         self._options = options
         self._grammar_id = ""
+        self._epoch = 0
         self._token_ids: list[int] = []
         self._guidance: Guidance | None = None
         self._num_replays = 0
@@ -39,30 +41,49 @@ class Guide:
 
     async def start(self) -> Compiled:
         """Compile the constraint. What follows its `start.forced_token_ids` is the guidance then."""
-        self.compiled = await self._stream.compile(self._constraint, self._options)
-        self._grammar_id = self.compiled.grammar_id
+        self.compiled = await self._compile()
         self._set(self.compiled.start)
         return self.compiled
 
     def look(self, token_id: int) -> asyncio.Task[Guidance]:
         """Ask what follows `token_id`; the call is on its way when this returns."""
-        future = self._stream.advance(self._grammar_id, self.guidance.after_forced, [token_id])
-        return asyncio.ensure_future(self._answer(future, [*self._token_ids, token_id]))
+        token_ids, state = [*self._token_ids, token_id], self.guidance.after_forced
+        if state.epoch == self._epoch:
+            future = self._stream.advance(self._grammar_id, state, [token_id])
+        else:  # a state from before the service lost all of them
+            future = self._replay(token_ids)
+        return asyncio.ensure_future(self._answer(future, token_ids))
 
     def take(self, token_id: int, guidance: Guidance) -> None:
         """Move on by a token to what `look` said of it, and by the tokens forced behind it."""
         self._token_ids.append(token_id)
         self._set(guidance)
 
+    def back_to(self, num_tokens: int, guidance: Guidance) -> None:
+        """Go back to the first `num_tokens` of the text, forced ones included, and to what was said of them."""
+        del self._token_ids[num_tokens:]
+        self._guidance = guidance
+
     def _set(self, guidance: Guidance) -> None:
         self._guidance = guidance
         self._token_ids.extend(guidance.forced_token_ids)
         self.mask_us += guidance.mask_us
 
+    async def _compile(self) -> Compiled:
+        compiled = await self._stream.compile(self._constraint, self._options)
+        self._grammar_id = compiled.grammar_id
+        self._epoch = compiled.start.state.epoch
+        return compiled
+
+    def _replay(self, token_ids: Sequence[int]) -> asyncio.Future[Guidance]:
+        return self._stream.advance(self._grammar_id, None, token_ids)
+
     async def _answer(self, future: asyncio.Future[Guidance], token_ids: Sequence[int]) -> Guidance:
         while True:
             try:
-                return await future
+                guidance = await future
+                self._epoch = guidance.state.epoch
+                return guidance
             except LeaseExpired as error:
                 self._num_replays += 1
                 if self._num_replays > _MAX_REPLAYS:
@@ -70,10 +91,8 @@ class Guide:
                         f"the constraint service lost the state {self._num_replays} times: {error.message}",
                         service="constraint",
                     ) from error
-                compiled = await self._stream.compile(self._constraint, self._options)
-                self._grammar_id = compiled.grammar_id
-                start: MatcherState | None = None
-                future = self._stream.advance(self._grammar_id, start, token_ids)
+                await self._compile()
+                future = self._replay(token_ids)
             except TokenRejected as error:
                 raise ServiceError(
                     f"the constraint service refused a token that its own mask allowed: {error.message}"

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
 import numpy as np
 
 from gateway.decode.guided import Guide
-from gateway.decode.interfaces import Guidance
+from gateway.decode.interfaces import Guidance, Logits
 from gateway.decode.output import Delta, Output
 from gateway.decode.sampler import Sampling, draw
 from gateway.decode.sequence import ModelSequence
-from services.rpckit.status import BudgetTooSmall, ContextExceeded, ServiceError
+from services.rpckit.status import BudgetTooSmall, ContextExceeded, DeadEnd, ServiceError, UnsatisfiableGrammar
 from services.vocabulary import Vocabulary, unpack_bitmask
 from services.vocabulary.bitmask import BoolMask
 
@@ -37,19 +37,37 @@ class Limits:
     """How long a drawn token may wait for the mask behind it, so that the tokens forced there share its step."""
     max_budget_draws: int
     """Tokens drawn in vain because their shortest completion does not fit, before the witness is taken."""
+    max_rollbacks: int
+    """Dead ends that one generation may meet."""
+    max_rollback_tokens: int
+    """Tokens that one generation may take back because of them."""
 
 
 @dataclass(slots=True)
 class Account:
-    """What a generation did, filled as it goes."""
+    """What a generation did, filled as it goes. What was taken back is only in the last three counts."""
 
     token_ids: list[int] = field(default_factory=list)
+    written_at: list[float] = field(default_factory=list)
+    """When (`time.perf_counter`) each token was written."""
     num_forced_tokens: int = 0
-    num_budget_rollbacks: int = 0
-    first_token_at: float | None = None
-    last_token_at: float = 0.0
-    token_gaps_s: list[float] = field(default_factory=list)
     mask_wait_s: float = 0.0
+    num_budget_rollbacks: int = 0
+    num_dead_ends: int = 0
+    num_rolled_back_tokens: int = 0
+
+
+@dataclass(slots=True)
+class _Point:
+    """A state in which a token is chosen, behind the first `num_tokens` of the text.
+
+    `refused` are allowed tokens that lead to no text: to a dead end, or to none that fits into `max_tokens`.
+    """
+
+    guidance: Guidance
+    num_tokens: int
+    refused: set[int] = field(default_factory=set)
+    num_too_long: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +108,11 @@ class DecodeLoop:
         self._limits = limits
         self._emit = emit
         self._is_bound_by_budget = False
+        self._points: list[_Point] = []
+        """From the last state that is settled to the one that is reached."""
+        self._num_prompt_tokens = sequence.num_tokens
+        self._num_sent = 0
+        """How many tokens of the text the worker has; behind them it may have others, drawn in vain."""
         self._num_looks = 0
         self._num_forced_runs = 0
         self.output = Output(stops, is_strict=guide is not None)
@@ -99,7 +122,9 @@ class DecodeLoop:
         """Write the text; `output` and `account` have it then.
 
         Raises:
-            BudgetTooSmall, ContextExceeded: a complete text does not fit.
+            BudgetTooSmall, ContextExceeded: a complete text does not fit, or none was found that does.
+            UnsatisfiableGrammar: the constraint's checks refuse all texts.
+            DeadEnd: they refused more ways on than the limits allow to try.
             ServiceError: as the other services answered.
         """
         if self._guide is None:
@@ -132,77 +157,136 @@ class DecodeLoop:
     async def _run_guided(self, guide: Guide) -> FinishReason:
         start = (await guide.start()).start
         self._refuse_small_budget(start)
-        self._write_forced(start)
-        if start.forced_token_ids and self._needs_logits(guide.guidance):
-            self._sequence.append(start.forced_token_ids)
-        while True:
+        self._write_guided(start.forced_token_ids, start)
+        while not self._is_at_end(guide.guidance):
+            if guide.guidance.witness_num_tokens < self._num_left:
+                self._send()  # the model has a say in what comes next
             await self._flush()
-            guidance = guide.guidance
-            if self._may_only_end(guidance):
-                break
-            if guidance.witness_num_tokens == self._num_left:
-                # Nothing else fits, and the witness is known without the model.
-                self._is_bound_by_budget = True
-                if self._num_left == 0:
-                    break
-                await self._take_witness(guide)
-                continue
-            num_kept = self._sequence.num_tokens
             taken = await self._choose(guide)
-            if taken.token_id in self._eos_token_ids:
-                break
-            assert taken.guidance is not None
-            self._write(taken.token_id)
-            guide.take(taken.token_id, taken.guidance)
-            self._write_forced(taken.guidance)
-            if not self._needs_logits(taken.guidance):
+            if taken is None:
+                self._go_back(guide)
                 continue
-            if not taken.is_sent:
-                self._sequence.append([taken.token_id, *taken.guidance.forced_token_ids], keep=num_kept)
-            elif taken.guidance.forced_token_ids:
-                self._sequence.append(taken.guidance.forced_token_ids)
+            if taken.guidance is None:
+                break
+            self._num_sent += taken.is_sent
+            guide.take(taken.token_id, taken.guidance)
+            self._write_guided([taken.token_id, *taken.guidance.forced_token_ids], taken.guidance)
+        self._is_bound_by_budget |= self._num_left == 0 and not self._may_only_end(guide.guidance)
         return "budget_closed" if self._is_bound_by_budget else "stop"
 
-    async def _choose(self, guide: Guide) -> _Taken:
-        """Draw a token behind which the text can still end within the budget."""
-        guidance = guide.guidance
+    async def _choose(self, guide: Guide) -> _Taken | None:
+        """Find a token behind which the text can still end within the budget; None where all were refused."""
+        point, num_left, logits = self._points[-1], self._num_left, None
+        guidance = point.guidance
         bool_mask = unpack_bitmask(guidance.bitmask, self._vocabulary.vocab_size)
-        position, num_kept = len(self.account.token_ids), self._sequence.num_tokens
-        logits = await self._sequence.logits()
-        too_long: set[int] = set()
-        while True:
-            token_id = None
-            if len(too_long) < self._limits.max_budget_draws:
-                token_id = draw(logits, bool_mask, self._sampling, position=position, excluded=too_long)
-            if token_id is None:
-                token_id = _witness_of(guidance)
+        is_tight = guidance.witness_num_tokens == num_left
+        self._is_bound_by_budget |= is_tight
+        while guidance.num_allowed > len(point.refused):
+            token_id: int | None = None
+            if is_tight or point.num_too_long >= self._limits.max_budget_draws:
+                # Nothing else fits, or nearly nothing, and the witness is known without the model.
+                token_id = self._shortest_way_on(guidance)
+            if token_id is None or token_id in point.refused:
+                if point.num_too_long >= self._limits.max_budget_draws:
+                    break
+                logits = await self._logits() if logits is None else logits
+                token_id = draw(logits, bool_mask, self._sampling, position=point.num_tokens, excluded=point.refused)
+                assert token_id is not None, "the mask has as many tokens as the guidance says"
             if token_id in self._eos_token_ids:
                 return _Taken(token_id, None, is_sent=False)
-            following, is_sent = await self._look(guide, token_id, num_kept)
-            if following.num_needed <= self._num_left - 1:
+            following, is_sent = await self._look(guide, token_id, may_send=logits is not None)
+            if following.is_dead_end:
+                self._count_dead_end()
+            elif following.num_needed > num_left - 1:
+                self._is_bound_by_budget = True
+                self.account.num_budget_rollbacks += 1
+                point.num_too_long += 1
+            else:
                 return _Taken(token_id, following, is_sent)
-            if token_id == guidance.witness_token_id:
-                raise ServiceError(
-                    f"the constraint service's witness grew from {guidance.witness_num_tokens} to "
-                    f"{1 + following.num_needed} tokens along its own way",
-                )
-            self._is_bound_by_budget = True
-            self.account.num_budget_rollbacks += 1
-            too_long.add(token_id)
+            point.refused.add(token_id)
+        return None
 
-    async def _look(self, guide: Guide, token_id: int, num_kept: int) -> tuple[Guidance, bool]:
+    def _shortest_way_on(self, guidance: Guidance) -> int:
+        """Return the first token of the witness, an end token where the text is complete."""
+        token_id = self._vocabulary.eos_token_ids[0] if guidance.is_accepting else guidance.witness_token_id
+        if token_id is None:
+            raise ServiceError("the constraint service allows tokens and names no way to the end; its bug")
+        return token_id
+
+    def _go_back(self, guide: Guide) -> None:
+        """Take back the token that led here, and what it forced: it counts as masked where it was chosen."""
+        dead = self._points.pop()
+        if not self._points:
+            raise self._no_text(dead, guide)
+        point, account = self._points[-1], self.account
+        num_taken_back = dead.num_tokens - point.num_tokens
+        point.refused.add(account.token_ids[point.num_tokens])
+        self._count_dead_end(num_taken_back)
+        guide.back_to(point.num_tokens, point.guidance)
+        self.output.take_back(num_taken_back)
+        del account.token_ids[point.num_tokens :]
+        del account.written_at[point.num_tokens :]
+        account.num_forced_tokens -= num_taken_back - 1
+        self._num_sent = min(self._num_sent, point.num_tokens)
+
+    def _count_dead_end(self, num_taken_back: int = 0) -> None:
+        account, limits = self.account, self._limits
+        account.num_dead_ends += 1
+        account.num_rolled_back_tokens += num_taken_back
+        for limit, value, most in (
+            ("max_rollbacks", account.num_dead_ends, limits.max_rollbacks),
+            ("max_rollback_tokens", account.num_rolled_back_tokens, limits.max_rollback_tokens),
+        ):
+            if value > most:
+                raise DeadEnd(
+                    f"the constraint's checks refused {account.num_dead_ends} ways on and "
+                    f"{account.num_rolled_back_tokens} tokens were taken back, more than {limit} {most} allows: try "
+                    "another seed or temperature, or relax what the compile report calls checked"
+                    + (", or allow more max_tokens" if self._is_bound_by_budget else ""),
+                    limit=limit,
+                    value=most,
+                )
+
+    def _no_text(self, dead: _Point, guide: Guide) -> ServiceError:
+        """Say why there is no other way, `dead` being the earliest state that may be gone back to."""
+        max_tokens = self._limits.max_tokens
+        if self._is_bound_by_budget and self._limits.is_context_bound:
+            return ContextExceeded(
+                "no complete text was found in what the prompt leaves of the context, because the constraint's checks "
+                f"refuse short ones: shorten the prompt, which leaves {max_tokens} tokens",
+                num_left=max_tokens,
+            )
+        if self._is_bound_by_budget:
+            return BudgetTooSmall(
+                f"max_tokens is {max_tokens}, and no complete text was found within it, because the constraint's "
+                "checks refuse short ones: allow more",
+                field="generation.max_tokens",
+                max_tokens=max_tokens,
+            )
+        assert guide.compiled is not None
+        if dead.num_tokens == len(guide.compiled.start.forced_token_ids):
+            return UnsatisfiableGrammar(
+                "no text satisfies the constraint: its checks refuse every way on, down to a dead end",
+                field="generation.constraint",
+            )
+        return DeadEnd(
+            f"behind token {dead.num_tokens} the constraint's checks refuse every way on, and the text up to there "
+            "was settled: something that is optional there has no valid value; another seed may avoid it"
+        )
+
+    async def _look(self, guide: Guide, token_id: int, *, may_send: bool) -> tuple[Guidance, bool]:
         """Ask what follows a token, and send it to the worker meanwhile, unless the answer is there within the grace.
 
-        `num_kept` tokens of the sequence come before it. Returns the answer, and whether the token was sent.
+        `may_send` only where the worker has all of the text. Returns the answer, and whether the token was sent.
         """
         asked = guide.look(token_id)
         started, is_sent = time.perf_counter(), False
         try:
-            if self._is_worth_waiting:
+            if may_send and self._is_worth_waiting:
                 await asyncio.wait({asked}, timeout=self._limits.forced_grace_s)
                 self.account.mask_wait_s += time.perf_counter() - started
-            if not asked.done() and self._num_left > 1:
-                self._sequence.append([token_id], keep=num_kept)
+            if may_send and not asked.done() and self._num_left > 1:
+                self._sequence.append([token_id], keep=self._num_prompt_tokens + self._num_sent)
                 is_sent = True
             following = await asked
         finally:
@@ -219,18 +303,21 @@ class DecodeLoop:
         is_likely = self._num_looks < _LOOKS_PER_FORCED_RUN * (1 + self._num_forced_runs)
         return self._limits.forced_grace_s > 0 and is_likely
 
-    async def _take_witness(self, guide: Guide) -> None:
-        token_id = _witness_of(guide.guidance)
-        following = await guide.look(token_id)
-        if following.num_needed > self._num_left - 1:
-            raise ServiceError("the constraint service's witness does not shrink along its own way")
-        self._write(token_id)
-        guide.take(token_id, following)
-        self._write_forced(following)
+    def _send(self) -> None:
+        """Send the worker what it lacks of the text, in place of tokens drawn in vain."""
+        lacking = self.account.token_ids[self._num_sent :]
+        if lacking:
+            self._sequence.append(lacking, keep=self._num_prompt_tokens + self._num_sent)
+            self._num_sent += len(lacking)
 
-    def _needs_logits(self, guidance: Guidance) -> bool:
-        """Whether the model has a say in what comes next."""
-        return not self._may_only_end(guidance) and guidance.witness_num_tokens < self._num_left
+    async def _logits(self) -> Logits:
+        """Return the `(V,)` logits behind the text."""
+        self._send()
+        self._sequence.back_to(self._num_prompt_tokens + self._num_sent)
+        return await self._sequence.logits()
+
+    def _is_at_end(self, guidance: Guidance) -> bool:
+        return self._may_only_end(guidance) or (guidance.is_accepting and self._num_left == 0)
 
     def _may_only_end(self, guidance: Guidance) -> bool:
         return guidance.after_forced.is_terminated or (
@@ -259,23 +346,30 @@ class DecodeLoop:
     def _num_left(self) -> int:
         return self._limits.max_tokens - len(self.account.token_ids)
 
-    def _write_forced(self, guidance: Guidance) -> None:
-        for token_id in guidance.forced_token_ids:
-            self._write(token_id, is_forced=True)
-
-    def _write(self, token_id: int, *, is_forced: bool = False) -> None:
-        account, now = self.account, time.perf_counter()
-        if account.first_token_at is None:
-            account.first_token_at = now
-        else:
-            account.token_gaps_s.append(now - account.last_token_at)
-        account.last_token_at = now
-        account.token_ids.append(token_id)
-        account.num_forced_tokens += is_forced
+    def _write_guided(self, token_ids: Sequence[int], guidance: Guidance) -> None:
+        """Write a chosen token, if any, and what it forced; `guidance` speaks of what follows."""
+        if guidance.is_settled:
+            self._points.clear()
+        num_chosen = len(token_ids) - len(guidance.forced_token_ids)
         try:
-            self.output.push(self._vocabulary.token_bytes[token_id] or b"", is_forced=is_forced)
+            if guidance.is_settled:
+                self.output.settle()
+            for index, token_id in enumerate(token_ids):
+                self._write(token_id, is_forced=index >= num_chosen, is_settled=guidance.is_settled)
         except UnicodeDecodeError as error:
             raise _not_utf8() from error
+        self._points.append(_Point(guidance, len(self.account.token_ids)))
+
+    def _write(self, token_id: int, *, is_forced: bool = False, is_settled: bool = True) -> None:
+        account = self.account
+        account.token_ids.append(token_id)
+        account.written_at.append(time.perf_counter())
+        account.num_forced_tokens += is_forced
+        token = self._vocabulary.token_bytes[token_id] or b""
+        if is_settled:
+            self.output.push(token, is_forced=is_forced)
+        else:
+            self.output.hold(token, is_forced=is_forced)
 
     async def _flush(self) -> None:
         if (delta := self.output.take()) is not None:
@@ -284,12 +378,6 @@ class DecodeLoop:
 
 def _not_utf8() -> ServiceError:
     return ServiceError("a mask let bytes through that are no UTF-8; a bug of the constraint service")
-
-
-def _witness_of(guidance: Guidance) -> int:
-    if guidance.witness_token_id is None:
-        raise ServiceError("the constraint service allows no token and the text is not complete: a dead end, its bug")
-    return guidance.witness_token_id
 
 
 def plain_mask(vocabulary: Vocabulary) -> BoolMask:

@@ -1,4 +1,8 @@
-"""Tokens written to text let out: whole characters, up to a stop text, with the count of tokens behind each piece."""
+"""Tokens written to text let out: whole characters, up to a stop text, with the count of tokens behind each piece.
+
+Tokens that may have to be taken back are held as they are and reach neither decoder nor stop texts, so that taking one
+back restores nothing.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +37,7 @@ class Output:
     def __init__(self, stops: tuple[str, ...], *, is_strict: bool) -> None:
         self._detokenizer = Detokenizer(is_strict=is_strict)
         self._stop = StopMatcher(stops)
+        self._held: list[tuple[bytes, bool]] = []
         self._waiting: deque[_Waiting] = deque()
         self._num_bytes = 0
         self._num_characters = 0
@@ -51,7 +56,7 @@ class Output:
         return "".join(self._pieces)
 
     def push(self, token: bytes, *, is_forced: bool) -> None:
-        """Take the bytes of one more token.
+        """Take the bytes of one more token, which stays. Nothing is held when this is called.
 
         Raises:
             UnicodeDecodeError: strict, and the bytes are no UTF-8.
@@ -65,6 +70,24 @@ class Output:
             if waiting.end is None and waiting.num_bytes_end <= num_bytes_decoded:
                 waiting.end = self._num_characters
         self._let_out(self._stop.push(text))
+
+    def hold(self, token: bytes, *, is_forced: bool) -> None:
+        """Take the bytes of one more token, which may be taken back until `settle`."""
+        self._held.append((token, is_forced))
+
+    def take_back(self, num_tokens: int) -> None:
+        """Drop the last tokens; they are held."""
+        del self._held[len(self._held) - num_tokens :]
+
+    def settle(self) -> None:
+        """Keep what is held for good.
+
+        Raises:
+            UnicodeDecodeError: as `push`.
+        """
+        for token, is_forced in self._held:
+            self.push(token, is_forced=is_forced)
+        self._held.clear()
 
     def take(self) -> Delta | None:
         """Return what may go out now, None when there is nothing new."""
@@ -80,7 +103,12 @@ class Output:
         return Delta(text, num_tokens, num_forced)
 
     def finish(self) -> Delta | None:
-        """Return what was held back and the tokens not told yet, those of a stop text among them."""
+        """Return what was held back and the tokens not told yet, those of a stop text among them.
+
+        Raises:
+            UnicodeDecodeError: as `push`.
+        """
+        self.settle()
         if not self.is_stopped:
             self._let_out(self._stop.push(self._detokenizer.finish()))
             self._let_out(self._stop.finish())

@@ -43,6 +43,15 @@ class ModelSequence:
             truncate_to = keep
         self._submit(token_ids, truncate_to)
 
+    def back_to(self, num_tokens: int) -> None:
+        """Cut the sequence to `num_tokens`, at least one, and make the logits behind the last of them the latest again.
+
+        The worker keeps no logits of earlier positions, and rows of all positions would be large: the last token is
+        sent once more, in place of itself and all behind it.
+        """
+        if num_tokens < len(self._token_ids):
+            self.append([self._token_ids[num_tokens - 1]], keep=num_tokens - 1)
+
     @property
     def num_tokens(self) -> int:
         """Tokens sent so far, the prompt's included."""

@@ -15,7 +15,7 @@ ServiceError
 ├── PositionMismatch       FAILED_PRECONDITION  POSITION_MISMATCH
 ├── OutOfCapacity          RESOURCE_EXHAUSTED   CAPACITY               with RetryInfo
 ├── OutOfFuel              RESOURCE_EXHAUSTED   FUEL
-├── DeadEnd                RESOURCE_EXHAUSTED   DEAD_END               limit and value
+├── DeadEnd                RESOURCE_EXHAUSTED   DEAD_END               limit and value, where one was hit
 ├── NotReady               UNAVAILABLE          NOT_READY              with RetryInfo
 ├── DeadlineExceeded       DEADLINE_EXCEEDED    DEADLINE
 └── ValidationFailed       INTERNAL             VALIDATION_FAILED

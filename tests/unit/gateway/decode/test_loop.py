@@ -51,6 +51,8 @@ async def decode(
     grace_s: float = 0.0,
     max_budget_draws: int = 16,
     is_context_bound: bool = False,
+    max_rollbacks: int = 10_000,
+    max_rollback_tokens: int = 10_000,
 ) -> Run:
     worker = worker or FakeWorker()
     deltas: list[Delta] = []
@@ -67,7 +69,7 @@ async def decode(
         plain_mask=plain_mask(vocabulary()),
         sampling=sampling or Sampling(),
         stops=stops,
-        limits=Limits(max_tokens, is_context_bound, grace_s, max_budget_draws),
+        limits=Limits(max_tokens, is_context_bound, grace_s, max_budget_draws, max_rollbacks, max_rollback_tokens),
         emit=emit,
     )
     try:
