@@ -13,11 +13,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from functools import lru_cache
+from typing import TypeAlias
 
 from services.constraint.core.grammar import Automaton
 from services.constraint.sources.json_schema.strings import PLAIN_CHARACTER
 
-_QUOTE = 0x22
+# The edges (low byte, high byte, target) of one state.
+Row: TypeAlias = tuple[tuple[int, int, int], ...]
+
+QUOTE = 0x22
 _FREE = 0
 _CLOSED = 1
 assert isinstance(PLAIN_CHARACTER, Automaton)
@@ -26,9 +30,10 @@ assert isinstance(PLAIN_CHARACTER, Automaton)
 _LOOP = tuple(
     (source, low, high, _FREE if target == 1 else target) for source, low, high, target in PLAIN_CHARACTER.edges
 )
-_EDGES_FROM: dict[int, list[tuple[int, int, int]]] = {}
-for _source, _low, _high, _target in _LOOP:
-    _EDGES_FROM.setdefault(_source, []).append((_low, _high, _target))
+_EDGES_FROM: dict[int, Row] = {
+    place: tuple((low, high, target) for source, low, high, target in _LOOP if source == place)
+    for place in {source for source, _, _, _ in _LOOP}
+}
 # The quote has a state of its own, so that the loop is nothing but characters.
 _CLOSING = 1 + max(max(source, target) for source, _, _, target in _LOOP)
 _START = _CLOSING + 1
@@ -37,8 +42,8 @@ _FIRST_WAY = _LEAF + 1  # the ways out of nodes with one child, by the byte that
 _ROOT = _FIRST_WAY + 0x60
 _EDGES = (
     *_LOOP,
-    (_CLOSING, _QUOTE, _QUOTE, _CLOSED),
-    (_START, _QUOTE, _QUOTE, _ROOT),
+    (_CLOSING, QUOTE, QUOTE, _CLOSED),
+    (_START, QUOTE, QUOTE, _ROOT),
     *((_LEAF, low, high, target) for low, high, target in _EDGES_FROM[_FREE]),
 )
 _BYTES = [bytes([byte]) for byte in range(256)]
@@ -122,10 +127,15 @@ def _places(edges: list[tuple[int, int, int, int]]) -> dict[int, int]:
 
 
 @lru_cache(maxsize=1024)
-def _way_out(place: int, without: bytes) -> tuple[tuple[int, int, int], ...]:
-    """Return the edges (low, high, target) from a place of a character but for those of some bytes."""
+def _way_out(place: int, without: bytes) -> Row:
+    """Return the edges from a place of a character but for those of some bytes."""
+    return row_without(_EDGES_FROM[place], without)
+
+
+def row_without(row: Row, without: bytes) -> Row:
+    """Return the edges but for those of some bytes."""
     edges = []
-    for low, high, target in _EDGES_FROM[place]:
+    for low, high, target in row:
         first = low
         for byte in (*sorted(without), high + 1):
             if first <= byte <= high + 1:

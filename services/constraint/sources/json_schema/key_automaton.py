@@ -1,0 +1,174 @@
+"""Writes the keys that an automaton over characters accepts, all but some names, as an automaton over bytes.
+
+What follows a character inside its bytes is shared by all places where it is the same, and three things are written so
+that the core's masks stay cheap (docs/masks.md, section 4):
+
+- A state that most characters lead back to is a *loop*: what leads out of it is a state of its own, behind an epsilon,
+  so that the loop is a span.
+- A state from which most characters lead into such a loop has it as its base.
+- Names are a prefix tree beside the automaton, with ways out as in `keys.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+
+from services.constraint.core.grammar import NOTHING, Automaton, Expression
+from services.constraint.core.regex import charset, encoding
+from services.constraint.core.regex.automaton import Dfa
+from services.constraint.core.regex.charset import Ranges
+from services.constraint.core.regex.encoding import ByteClass, ByteSequence
+from services.constraint.sources.json_schema.keys import QUOTE, Row, key_bytes, row_without
+
+
+def write(dfa: Dfa, names: Iterable[str]) -> Expression:
+    """Return the automaton of the keys that `dfa` accepts but for these, quotes included; NOTHING if there are none.
+
+    `dfa` must accept every one of the names, and every state of it must reach an accepting one.
+    """
+    writer = _Writer(dfa)
+    return writer.all_but(key_bytes(name)[1:-1] for name in names)
+
+
+class _Writer:
+    """One automaton. Its first states are those of the `Dfa`."""
+
+    def __init__(self, dfa: Dfa) -> None:
+        self._dfa = dfa
+        self._closed, self._closing, self._start = range(len(dfa.edges), len(dfa.edges) + 3)
+        self._num_states = self._start + 1
+        self._rows: dict[int, Row] = {self._closing: ((QUOTE, QUOTE, self._closed),)}
+        self._epsilons: list[tuple[int, int]] = []
+        self._bases: dict[int, int] = {}
+        self._inside: dict[Row, int] = {}  # the states inside a character
+        self._characters: dict[int, Row] = {}  # by state of the `Dfa`, all that may follow
+        self._ways: dict[tuple[int, bytes, bool], int] = {}
+
+    def all_but(self, keys: Iterable[bytes]) -> Expression:
+        self._add_states()
+        root = self._add_tree(keys)
+        if root != 0 and not self._ways:
+            return NOTHING
+        self._rows[self._start] = ((QUOTE, QUOTE, root),)
+        edges = tuple([(source, *edge) for source, row in self._rows.items() for edge in row])
+        return Automaton(self._start, (self._closed,), edges, tuple(self._epsilons), tuple(self._bases.items()))
+
+    def _new_state(self, row: Row) -> int:
+        self._rows[self._num_states] = row
+        self._num_states += 1
+        return self._num_states - 1
+
+    # The automaton
+
+    def _add_states(self) -> None:
+        most = [_most(out) for out in self._dfa.edges]
+        for state, out in enumerate(self._dfa.edges):
+            target = most[state]
+            if target == state and len(out) > 1:
+                self._rows[state] = self._character(tuple(edge for edge in out if edge[1] == state))
+                leaving = tuple(edge for edge in out if edge[1] != state)
+                self._epsilons.append((state, self._new_state(self._character(leaving))))
+            else:
+                self._rows[state] = self._following(state)
+                if target is not None and target != state and most[target] == target:
+                    self._bases[state] = target
+            if state in self._dfa.accepting:
+                self._epsilons.append((state, self._closing))
+
+    def _following(self, state: int) -> Row:
+        """Return the edges of all bytes that may follow in a state of the `Dfa` or inside a character."""
+        if state >= len(self._dfa.edges):
+            return self._rows[state]
+        if state not in self._characters:
+            self._characters[state] = self._character(self._dfa.edges[state])
+        return self._characters[state]
+
+    def _character(self, out: tuple[tuple[Ranges, int], ...]) -> Row:
+        """Return the edges of a character's first byte, and write the states behind it."""
+        numbers: list[int] = []
+        row: Row = ()
+        for place in (places := _places(tuple(ranges for ranges, _ in out))):
+            row = tuple([(low, high, numbers[to] if to >= 0 else out[~to][1]) for low, high, to in place])
+            if place is not places[-1]:
+                if row not in self._inside:
+                    self._inside[row] = self._new_state(row)
+                numbers.append(self._inside[row])
+        return row
+
+    # The names
+
+    def _add_tree(self, keys: Iterable[bytes]) -> int:
+        """Return the state behind the opening quote: the root of the keys' prefix tree, or 0 if there are none."""
+        places = [0]  # of each node, the state that the automaton is in
+        children: list[dict[int, int]] = [{}]
+        ends = set()
+        for key in keys:
+            node = 0
+            for byte in key:
+                if byte not in children[node]:
+                    children[node][byte] = len(places)
+                    following = self._following(places[node])
+                    places.append(next(target for low, high, target in following if low <= byte <= high))
+                    children.append({})
+                node = children[node][byte]
+            ends.add(node)
+        if not ends:
+            return 0
+        root = self._num_states
+        for below in children:
+            self._new_state(tuple([(byte, byte, root + child) for byte, child in below.items()]))
+        for node, place in enumerate(places):
+            self._add_way_out(root + node, place, bytes(sorted(children[node])), is_end=node in ends)
+        return root
+
+    def _add_way_out(self, node: int, place: int, without: bytes, *, is_end: bool) -> None:
+        may_close = place in self._dfa.accepting and not is_end
+        way = self._ways.get((place, without, may_close))
+        if way is None:
+            row = row_without(self._following(place), without)
+            if not row and not may_close:
+                return
+            way = self._ways[place, without, may_close] = self._new_state(row)
+            self._bases[way] = self._bases.get(place, place)
+            if may_close:
+                self._epsilons.append((way, self._closing))
+        self._epsilons.append((node, way))
+        # The bases of both are together what the automaton is in: a node's own edges are few.
+        self._bases[node] = self._closing if place < len(self._dfa.edges) else place
+
+
+def _most(out: tuple[tuple[Ranges, int], ...]) -> int | None:
+    """Return where most characters lead."""
+    return max(out, key=lambda edge: charset.size(edge[0]))[1] if out else None
+
+
+@lru_cache(maxsize=1024)
+def _places(sets: tuple[Ranges, ...]) -> tuple[Row, ...]:
+    """Return the places of the automaton that tells which of some disjoint sets the next character is of.
+
+    The last is where the character begins, and each comes behind those that it leads to. An edge leads to a place, or
+    with ~n to the end of a character of set n.
+    """
+    rows: list[Row] = []
+    numbers: dict[frozenset[tuple[ByteSequence, int]], int] = {}
+
+    def place(rests: frozenset[tuple[ByteSequence, int]]) -> int:
+        if rests not in numbers:
+            # Of two first classes, as the sets are disjoint, no byte is in both.
+            by_first: dict[ByteClass, set[tuple[ByteSequence, int]]] = {}
+            for sequence, number in rests:
+                by_first.setdefault(sequence[0], set()).add((sequence[1:], number))
+            row = []
+            for first, following in by_first.items():
+                rest, number = next(iter(following))
+                target = place(frozenset(following)) if rest else ~number
+                row.extend([(low, high, target) for low, high in first])
+            numbers[rests] = len(rows)
+            rows.append(tuple(sorted(row)))
+        return numbers[rests]
+
+    place(
+        frozenset((sequence, number) for number, ranges in enumerate(sets) for sequence in encoding.json_plain(ranges))
+    )
+    return tuple(rows)

@@ -1,0 +1,164 @@
+"""Parts keys by which of an object's `patternProperties` they match.
+
+One automaton reads a key for all patterns at once: its state is what each pattern's own automaton is in, so its
+accepting states tell which patterns match. The keys of a class are what leads to one kind of them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TypeAlias
+
+from services.constraint.core.grammar import NOTHING, Bytes, Expression, Repeat, Sequence
+from services.constraint.core.regex import automaton, charset
+from services.constraint.core.regex.automaton import Dfa, explore, partition
+from services.constraint.core.regex.charset import Ranges
+from services.constraint.core.regex.minimise import minimise
+from services.constraint.sources.json_schema import key_automaton, strings
+from services.constraint.sources.json_schema.keys import any_key_but
+from services.constraint.sources.json_schema.nodes import String
+from services.constraint.sources.json_schema.strings import PLAIN_CHARACTER, PLAIN_STRING
+from services.rpckit.status import GrammarTooLarge
+
+# What a String says: the fewest and the most characters, and all patterns that must match.
+_Limits: TypeAlias = tuple[int, int | None, tuple[str, ...]]
+# What each automaton is in; None where it can no longer accept.
+_States: TypeAlias = tuple[int | None, ...]
+
+_QUOTE = Bytes(b'"')
+_EVERYTHING = Dfa((((charset.EVERYTHING, 0),),), frozenset([0]))
+
+
+@dataclass(frozen=True, slots=True)
+class KeyClass:
+    """Keys that match the same patterns: those with an index in `matched`, and no other.
+
+    `keys` is the expression of those keys, quotes included.
+    """
+
+    keys: Expression
+    matched: tuple[int, ...]
+
+
+def key_classes(
+    names: Iterable[str], patterns: tuple[str, ...], among: String | None
+) -> tuple[tuple[KeyClass, ...], bool]:
+    """Part all keys but `names` by which of `patterns` they match; classes without keys are left out.
+
+    Keys are written in one way (`encoding.json_plain`). `among` narrows them to a String's texts.
+
+    The second value tells whether the classes are exact. They are not where the patterns take too large an automaton
+    together. Then each pattern has a class of all keys that match it, whatever else they match, and the class with
+    none in `matched` has all keys. So each key is in the class of each pattern that it matches; but never is one of
+    `names`, or a key that is not `among` those wanted, in any.
+
+    Raises:
+        GrammarSyntax, UnsupportedConstruct: as the patterns' parsing does.
+        GrammarTooLarge: one pattern, or `among`, or one and the other together take too large an automaton.
+    """
+    limits = None
+    if among is not None:
+        limits = (among.min_length, among.max_length, strings.patterns_of(among))
+    return _classes(tuple(sorted(set(names))), patterns, None if limits == (0, None, ()) else limits)
+
+
+def matches_key(pattern: str, name: str) -> bool:
+    """Tell whether a pattern is found in a name."""
+    return strings.dfa_of(pattern).matches(name)
+
+
+@lru_cache(maxsize=128)
+def _classes(
+    names: tuple[str, ...], patterns: tuple[str, ...], among: _Limits | None
+) -> tuple[tuple[KeyClass, ...], bool]:
+    if not patterns and among is None:
+        return (KeyClass(_any_key(names), ()),), True
+    if not patterns and not names and among is not None:
+        keys = _all_of(among)
+        return () if keys is NOTHING else (KeyClass(keys, ()),), True
+    try:
+        parts = _parts(patterns, among)
+    except GrammarTooLarge:
+        if len(patterns) < 2:
+            raise
+        classes = [*_classes(names, (), among)[0]]
+        for index, pattern in enumerate(patterns):
+            alone, _ = _classes(names, (pattern,), among)
+            classes += [replace(key_class, matched=(index,)) for key_class in alone if key_class.matched]
+        return tuple(classes), False
+    num_classes = Counter(index for matched, _ in parts for index in matched)
+    classes = []
+    for matched, dfa in parts:
+        others = [name for name in names if dfa.matches(name)]
+        only_here = [index for index in matched if num_classes[index] == 1]
+        if dfa == _EVERYTHING:
+            keys = _any_key(others)
+        elif only_here and among is None and not others:
+            # As a string: the core makes counts cheap, which the automaton has written out.
+            keys = strings.string(String(patterns=(patterns[only_here[0]],)))
+        else:
+            keys = key_automaton.write(dfa, others)
+        if keys is not NOTHING:
+            classes.append(KeyClass(keys, matched))
+    return tuple(classes), True
+
+
+def _any_key(names: Iterable[str]) -> Expression:
+    return any_key_but(names) if names else PLAIN_STRING
+
+
+def _all_of(limits: _Limits) -> Expression:
+    """Return the expression of all keys within the limits."""
+    minimum, maximum, patterns = limits
+    if patterns or (maximum is not None and maximum < minimum):
+        return strings.string(String(minimum, maximum, patterns))
+    return Sequence((_QUOTE, Repeat(PLAIN_CHARACTER, minimum, maximum), _QUOTE))
+
+
+@lru_cache(maxsize=128)
+def _parts(patterns: tuple[str, ...], among: _Limits | None) -> tuple[tuple[tuple[int, ...], Dfa], ...]:
+    """Return the automaton of the keys of each class, by what they match."""
+    dfas = [strings.dfa_of(pattern) for pattern in patterns]
+    if among is not None:
+        dfas.append(_dfa_of(among))
+    states: list[_States] = []
+
+    def step(state: _States) -> list[tuple[Ranges, _States]]:
+        states.append(state)  # each is asked for once, in the order of their numbers
+        edges = [
+            (ranges, index, target)
+            for index, at in enumerate(state)
+            if at is not None
+            for ranges, target in dfas[index].edges[at]
+        ]
+        result = []
+        for ranges, (_, *taken) in partition([charset.EVERYTHING, *(ranges for ranges, _, _ in edges)]):
+            targets = {index: target for _, index, target in (edges[number - 1] for number in taken)}
+            if among is None or len(patterns) in targets:
+                result.append((ranges, tuple([targets.get(index) for index in range(len(dfas))])))
+        return result
+
+    start: _States = (0,) * len(dfas)
+    product = explore(start, step, lambda state: True)
+    ends: dict[tuple[int, ...], set[int]] = {}
+    for number, state in enumerate(states):
+        accepting = [index for index, at in enumerate(state) if at in dfas[index].accepting]
+        if among is None or accepting[-1:] == [len(patterns)]:
+            ends.setdefault(tuple(index for index in accepting if index < len(patterns)), set()).add(number)
+    return tuple((matched, _ending_in(product, ends[matched])) for matched in sorted(ends))
+
+
+def _ending_in(product: Dfa, ends: set[int]) -> Dfa:
+    """Return the automaton of the texts that lead to some states of another one."""
+    return minimise(explore(0, lambda state: [*product.edges[state]], ends.__contains__))
+
+
+def _dfa_of(limits: _Limits) -> Dfa:
+    minimum, maximum, patterns = limits
+    dfa = _EVERYTHING
+    for pattern in patterns:
+        dfa = automaton.intersect(dfa, strings.dfa_of(pattern))
+    return dfa if (minimum, maximum) == (0, None) else automaton.with_length(dfa, minimum, maximum)
