@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from gateway.cli.client import ConstraintClient, GatewayClient, enforcement
+from gateway.cli.client import ConstraintClient, GatewayClient, enforcement, make_options
 from gateway.cli.errors import BAD_USAGE, REFUSED, CommandError
 from gateway.cli.generate import read_constraint
 
@@ -18,6 +19,7 @@ def run(
     grammar: str | None,
     regex: str | None,
     choices: tuple[str, ...] = (),
+    options: dict[str, Any] | None = None,
     text: Path | None,
     constraint_address: str,
     gateway_address: str,
@@ -32,11 +34,12 @@ def run(
     constraint = read_constraint(schema=schema, grammar=grammar, regex=regex, choices=choices)
     if constraint is None:
         raise CommandError("give one of a schema, --grammar, --regex and --choice", BAD_USAGE)
+    compile_options = make_options(options or {})
     with GatewayClient(gateway_address, timeout_s=timeout_s) as gateway:
         vocabulary_digest = gateway.model_info().vocabulary_digest
     console = Console(highlight=False, soft_wrap=True)
     with ConstraintClient(constraint_address, timeout_s=timeout_s) as client:
-        compiled = client.compile(constraint, vocabulary_digest)
+        compiled = client.compile(constraint, compile_options, vocabulary_digest)
         if compiled.keywords:
             table = Table("keyword at", "is enforced by", "note")
             for keyword in compiled.keywords:
@@ -49,7 +52,7 @@ def run(
         if text is None:
             return
         try:
-            judged = client.validate(constraint, text.read_bytes())
+            judged = client.validate(constraint, compile_options, text.read_bytes())
         except OSError as error:
             raise CommandError(f"cannot read {text}: {error.strerror}", BAD_USAGE) from None
     if not judged.is_valid:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +19,7 @@ from services.constraint.checking import Case, CaseTest, Describe, Prepare, Repo
 from services.constraint.job_processes import JobCrashedError, JobTimedOutError
 from services.constraint.prepared_process import PreparedProcess
 from services.constraint.settings import ConstraintSettings
-from services.constraint.sources import ConstraintSource, SourceOptions, Whitespace
+from services.constraint.sources import ConstraintSource, SourceOptions
 from services.constraint.sources.named import grammar_text
 from services.rpckit.status import InvalidRequest
 
@@ -80,15 +80,15 @@ def read_source(
             return ConstraintSource(kind, getattr(constraint, kind))
 
 
-def run(engine: Engine, source: ConstraintSource, *, whitespace: Whitespace, text: Path | None) -> None:
+def run(engine: Engine, source: ConstraintSource, options: Mapping[str, Any], *, text: Path | None) -> None:
     """Print the report; then say whether the masks let `text` pass, where one is given.
 
     Raises:
-        ServiceError: the constraint is refused.
+        ServiceError: the constraint or its options are refused.
         CommandError: it takes too long or too much memory, or the text does not satisfy it.
     """
     tests = [] if text is None else [CaseTest(True, read_text(text))]
-    case = Case(None, source, SourceOptions(whitespace), tests=tuple(tests))
+    case = Case(None, source, SourceOptions(**options), tests=tuple(tests))
     report = asyncio.run(_describe(engine, case))
     show(report, Console(highlight=False, soft_wrap=True))
     if text is None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import grpc
 from espalier.v1 import constraint_pb2, constraint_pb2_grpc, gateway_pb2, gateway_pb2_grpc, types_pb2
 from google.protobuf.json_format import MessageToDict
 
+from services.rpckit.enums import with_words, word_of
 from services.rpckit.rich_status import from_rpc_error
 from services.rpckit.server import CHANNEL_OPTIONS
 from services.rpckit.status import DeadlineExceeded, NotReady
@@ -26,12 +27,17 @@ def make_constraint(kind: ConstraintKind | None, text: str = "", *, choices: tup
     return types_pb2.Constraint(choices=types_pb2.Choices(values=choices)) if choices else None
 
 
+def make_options(options: Mapping[str, Any]) -> types_pb2.CompileOptions:
+    """Make `CompileOptions` of plain values by name; `documents` has (URI, text) pairs."""
+    return with_words(types_pb2.CompileOptions, **{**options, "documents": dict(options.get("documents", ()))})
+
+
 def make_generation(
     *,
     prompt: str | None = None,
     chat: list[tuple[str, str]] | None = None,
     constraint: Any = None,
-    whitespace: str | None = None,
+    options: Mapping[str, Any] | None = None,
     max_tokens: int | None = None,
     stop: tuple[str, ...] = (),
     **sampling: float | None,
@@ -43,8 +49,8 @@ def make_generation(
     if chat is not None:
         messages = [gateway_pb2.ChatMessage(role=role, content=content) for role, content in chat]
         generation.chat.CopyFrom(gateway_pb2.Chat(messages=messages))
-    if whitespace is not None:
-        generation.compile_options.whitespace = types_pb2.Whitespace.Value(f"WHITESPACE_{whitespace.upper()}")
+    if options:
+        generation.compile_options.CopyFrom(make_options(options))
     given: Any = {name: value for name, value in sampling.items() if value is not None}
     generation.sampling.CopyFrom(gateway_pb2.Sampling(**given))
     return generation
@@ -103,15 +109,17 @@ class ConstraintClient:
         """Hang up."""
         self._channel.close()
 
-    def compile(self, constraint: Any, vocabulary_digest: str) -> constraint_pb2.CompileResponse:
+    def compile(self, constraint: Any, options: Any, vocabulary_digest: str) -> constraint_pb2.CompileResponse:
         """Compile a constraint."""
-        request = constraint_pb2.CompileRequest(constraint=constraint, vocabulary_digest=vocabulary_digest)
+        request = constraint_pb2.CompileRequest(
+            constraint=constraint, options=options, vocabulary_digest=vocabulary_digest
+        )
         with _errors(self._address):
             return self._stub.Compile(request, timeout=self._timeout_s)
 
-    def validate(self, constraint: Any, text: bytes) -> constraint_pb2.ValidateResponse:
+    def validate(self, constraint: Any, options: Any, text: bytes) -> constraint_pb2.ValidateResponse:
         """Judge a text."""
-        request = constraint_pb2.ValidateRequest(constraint=constraint, text=text)
+        request = constraint_pb2.ValidateRequest(constraint=constraint, options=options, text=text)
         with _errors(self._address):
             return self._stub.Validate(request, timeout=self._timeout_s)
 
@@ -129,12 +137,12 @@ def as_json(message: Any) -> dict[str, Any]:
 
 def finish_reason(result: gateway_pb2.GenerationResult) -> str:
     """Name why a text ended, in lower case."""
-    return gateway_pb2.FinishReason.Name(result.finish_reason).removeprefix("FINISH_REASON_").lower()
+    return str(word_of(gateway_pb2.FinishReason.DESCRIPTOR, result.finish_reason))
 
 
 def enforcement(report: types_pb2.KeywordReport) -> str:
     """Name how a keyword is honoured, in lower case."""
-    return types_pb2.Enforcement.Name(report.enforcement).removeprefix("ENFORCEMENT_").lower()
+    return str(word_of(types_pb2.Enforcement.DESCRIPTOR, report.enforcement))
 
 
 @contextlib.contextmanager

@@ -113,7 +113,10 @@ def _do(task: Task, client: GatewayClient, console: Console) -> Outcome:
     console.print(Text(task.question.rstrip(), style="italic dim"))
     console.print()
     generation = make_generation(
-        chat=[("user", task.question)], constraint=task.constraint, whitespace="spaced", max_tokens=task.max_tokens
+        chat=[("user", task.question)],
+        constraint=task.constraint,
+        options={"whitespace": "spaced"},
+        max_tokens=task.max_tokens,
     )
     text = ""
     result: Any = None

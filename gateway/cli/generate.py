@@ -58,6 +58,30 @@ def read_constraint(
     return make_constraint(None, choices=choices)
 
 
+def read_options(
+    *, documents: tuple[str, ...] = (), default_draft: str | None = None, **words: str | None
+) -> dict[str, Any]:
+    """Return the options that the flags name, as plain values by the names of the contract's `CompileOptions`.
+
+    Raises:
+        CommandError: a document that is not URI=FILE, or cannot be read.
+    """
+    options: dict[str, Any] = {name: word for name, word in words.items() if word is not None}
+    if default_draft is not None:
+        options["default_draft"] = int(default_draft)
+    if documents:
+        options["documents"] = tuple(map(_document, documents))
+    return options
+
+
+def _document(flag: str) -> tuple[str, str]:
+    # The last: a URI may have one in its query, where a file's name seldom has one.
+    uri, separator, file = flag.rpartition("=")
+    if not separator or not uri or not file:
+        raise CommandError(f"--document is URI=FILE, not {flag!r}", BAD_USAGE)
+    return uri, read_text(Path(file))
+
+
 def read_request(
     *,
     prompt: str | None,
@@ -67,7 +91,7 @@ def read_request(
     grammar: str | None,
     regex: str | None,
     choices: tuple[str, ...],
-    whitespace: str | None,
+    options: dict[str, Any],
     max_tokens: int | None,
     stop: tuple[str, ...],
     temperature: float | None,
@@ -93,7 +117,7 @@ def read_request(
             prompt=sys.stdin.read() if prompt == "-" else prompt,
             chat=messages,
             constraint=read_constraint(schema=schema, grammar=grammar, regex=regex, choices=choices),
-            whitespace=whitespace,
+            options=options,
             max_tokens=max_tokens,
             stop=stop,
             temperature=temperature,

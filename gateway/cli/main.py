@@ -33,6 +33,37 @@ ConstraintAddress = Annotated[
 WorkerAddress = Annotated[
     str, typer.Option(help="The model worker.", envvar="ESPALIER_WORKER_ADDRESS", metavar="HOST:PORT|unix:PATH")
 ]
+Whitespace = Annotated[
+    Literal["bounded", "compact", "spaced", "pretty", "pattern"] | None,
+    typer.Option(help="White space in JSON. Default: bounded."),
+]
+WhitespacePattern = Annotated[
+    str | None, typer.Option(help="With --whitespace pattern: a regular expression of what may stand there.")
+]
+PropertyOrder = Annotated[
+    Literal["schema", "any"] | None, typer.Option(help="Order of an object's properties. Default: schema.")
+]
+FormatMode = Annotated[
+    Literal["assert", "annotation"] | None, typer.Option("--format", help="Whether `format` counts. Default: assert.")
+]
+UnknownFormats = Annotated[
+    Literal["annotation", "error"] | None, typer.Option(help="What an unknown `format` is. Default: annotation.")
+]
+Integers = Annotated[
+    Literal["any", "plain"] | None, typer.Option(help="Whether 1.0 and 1e2 are integers, too. Default: any.")
+]
+Escapes = Annotated[
+    Literal["any", "plain"] | None,
+    typer.Option(help="Whether strings may have escapes they do not need. Default: any."),
+]
+DefaultDraft = Annotated[
+    Literal["4", "6", "7", "2019", "2020"] | None,
+    typer.Option(help="Draft of schemas without $schema. Default: 2020."),
+]
+Documents = Annotated[
+    list[str] | None,
+    typer.Option("--document", help="Another schema that $ref may name; several times.", metavar="URI=FILE"),
+]
 TimeoutS = Annotated[float, typer.Option("--timeout", help="Seconds that the call may take.", min=0.001)]
 
 
@@ -102,9 +133,15 @@ def generate(
     choice: Annotated[
         list[str] | None, typer.Option(help="A text that may be the answer; give it several times.")
     ] = None,
-    whitespace: Annotated[
-        Literal["bounded", "compact", "spaced"] | None, typer.Option(help="White space in JSON. Default: bounded.")
-    ] = None,
+    whitespace: Whitespace = None,
+    whitespace_pattern: WhitespacePattern = None,
+    property_order: PropertyOrder = None,
+    format_mode: FormatMode = None,
+    unknown_formats: UnknownFormats = None,
+    integers: Integers = None,
+    escapes: Escapes = None,
+    default_draft: DefaultDraft = None,
+    document: Documents = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens to write.", min=1, max=2**32 - 1)] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy, the default.")] = None,
@@ -127,7 +164,17 @@ def generate(
         grammar=grammar,
         regex=regex,
         choices=tuple(choice or ()),
-        whitespace=whitespace,
+        options=command.read_options(
+            documents=tuple(document or ()),
+            default_draft=default_draft,
+            whitespace=whitespace,
+            whitespace_pattern=whitespace_pattern,
+            property_order=property_order,
+            format=format_mode,
+            unknown_formats=unknown_formats,
+            integers=integers,
+            escapes=escapes,
+        ),
         max_tokens=max_tokens,
         stop=tuple(stop or ()),
         temperature=temperature,
@@ -159,9 +206,15 @@ def check(
     forcing: Annotated[
         Literal["off", "canonical"], typer.Option(help="With `canonical`, forced text is cut in one way only.")
     ] = "off",
-    whitespace: Annotated[
-        Literal["bounded", "compact", "spaced"], typer.Option(help="White space in JSON.")
-    ] = "bounded",
+    whitespace: Whitespace = None,
+    whitespace_pattern: WhitespacePattern = None,
+    property_order: PropertyOrder = None,
+    format_mode: FormatMode = None,
+    unknown_formats: UnknownFormats = None,
+    integers: Integers = None,
+    escapes: Escapes = None,
+    default_draft: DefaultDraft = None,
+    document: Documents = None,
     cases: Annotated[Path | None, typer.Option(help="JSON lines, packed or not, of constraints with texts.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where results go, a line for each case. Default: stdout.")] = None,
     workers: Annotated[int, typer.Option(help="Cases that run at the same time.", min=1, max=256)] = 1,
@@ -182,8 +235,21 @@ def check(
     """
     if schema_file is not None and schema is not None:
         raise CommandError("give the schema once, as an argument or by --schema", errors.BAD_USAGE)
+    from gateway.cli.generate import read_options  # noqa: PLC0415
+
     schema = schema_file or schema
     choices = tuple(choice or ())
+    options = read_options(
+        documents=tuple(document or ()),
+        default_draft=default_draft,
+        whitespace=whitespace,
+        whitespace_pattern=whitespace_pattern,
+        property_order=property_order,
+        format=format_mode,
+        unknown_formats=unknown_formats,
+        integers=integers,
+        escapes=escapes,
+    )
     if tokenizer is None:
         if cases is not None:
             raise CommandError("--cases needs --tokenizer", errors.BAD_USAGE)
@@ -194,6 +260,7 @@ def check(
             grammar=grammar,
             regex=regex,
             choices=choices,
+            options=options,
             text=text,
             constraint_address=constraint_address,
             gateway_address=gateway_address,
@@ -207,10 +274,10 @@ def check(
     engine = check_offline.Engine(chosen, forcing, limit_s)
     if cases is None:
         source = check_offline.read_source(schema=schema, grammar=grammar, regex=regex, choices=choices)
-        check_offline.run(engine, source, whitespace=whitespace, text=text)
+        check_offline.run(engine, source, options, text=text)
         return
-    if any(given is not None for given in (schema, grammar, regex, choice, text)):
-        raise CommandError("--cases brings its own constraints and texts", errors.BAD_USAGE)
+    if options or any(given is not None for given in (schema, grammar, regex, choice, text)):
+        raise CommandError("--cases brings its own constraints, options and texts", errors.BAD_USAGE)
     from gateway.cli import check_cases  # noqa: PLC0415
 
     check_cases.run(engine, cases, out, num_workers=workers, num_passes=repeat, is_strict=strict)
