@@ -3,10 +3,11 @@
 What follows a character inside its bytes is shared by all places where it is the same, and three things are written so
 that the core's masks stay cheap (docs/masks.md, section 4):
 
-- A state that most characters lead back to is a *loop*: what leads out of it is a state of its own, behind an epsilon,
+- A state that most characters lead back to is a *loop*. What leads out of it is a state of its own, behind an epsilon,
   so that the loop is a span.
-- A state from which most characters lead into such a loop has it as its base.
-- Names are a prefix tree beside the automaton, with ways out as in `keys.py`.
+- Where most characters lead into such a loop, these are a state of their own too, behind an epsilon, with the loop as
+  its base. Many states share it, as "any character but a digit, and then anything" in the complement of `^[0-9]{40}$`.
+- Names are a prefix tree beside all that, with ways out as in `keys.py`.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ class _Writer:
 
     def __init__(self, dfa: Dfa) -> None:
         self._dfa = dfa
+        most = [_most(out) for out in dfa.edges]
+        # Of each state the loop that most characters lead into.
+        self._loops = [loop if loop is not None and most[loop] == loop else None for loop in most]
         self._closed, self._closing, self._start = range(len(dfa.edges), len(dfa.edges) + 3)
         self._num_states = self._start + 1
         self._rows: dict[int, Row] = {self._closing: ((QUOTE, QUOTE, self._closed),)}
@@ -43,12 +47,13 @@ class _Writer:
         self._bases: dict[int, int] = {}
         self._inside: dict[Row, int] = {}  # the states inside a character
         self._characters: dict[int, Row] = {}  # by state of the `Dfa`, all that may follow
-        self._ways: dict[tuple[int, bytes, bool], int] = {}
+        self._ways_in: dict[tuple[Ranges, int], int] = {}  # by characters and the loop that they lead into
+        self._ways_out: dict[tuple[int, bytes, bool], int] = {}
 
     def all_but(self, keys: Iterable[bytes]) -> Expression:
         self._add_states()
         root = self._add_tree(keys)
-        if root != 0 and not self._ways:
+        if root != 0 and not self._ways_out:
             return NOTHING
         self._rows[self._start] = ((QUOTE, QUOTE, root),)
         edges = tuple([(source, *edge) for source, row in self._rows.items() for edge in row])
@@ -62,19 +67,27 @@ class _Writer:
     # The automaton
 
     def _add_states(self) -> None:
-        most = [_most(out) for out in self._dfa.edges]
         for state, out in enumerate(self._dfa.edges):
-            target = most[state]
-            if target == state and len(out) > 1:
-                self._rows[state] = self._character(tuple(edge for edge in out if edge[1] == state))
-                leaving = tuple(edge for edge in out if edge[1] != state)
-                self._epsilons.append((state, self._new_state(self._character(leaving))))
+            loop = self._loops[state]
+            inward = tuple(edge for edge in out if edge[1] == loop)
+            others = tuple(edge for edge in out if edge[1] != loop)
+            if loop == state:
+                self._rows[state] = self._character(inward)
+                if others:
+                    self._epsilons.append((state, self._new_state(self._character(others))))
             else:
-                self._rows[state] = self._following(state)
-                if target is not None and target != state and most[target] == target:
-                    self._bases[state] = target
+                self._rows[state] = self._character(others)
+                for edge in inward:
+                    self._epsilons.append((state, self._way_in(edge)))
+                    self._bases[state] = self._closing
             if state in self._dfa.accepting:
                 self._epsilons.append((state, self._closing))
+
+    def _way_in(self, edge: tuple[Ranges, int]) -> int:
+        if edge not in self._ways_in:
+            way = self._ways_in[edge] = self._new_state(self._character((edge,)))
+            self._bases[way] = edge[1]
+        return self._ways_in[edge]
 
     def _following(self, state: int) -> Row:
         """Return the edges of all bytes that may follow in a state of the `Dfa` or inside a character."""
@@ -123,19 +136,21 @@ class _Writer:
         return root
 
     def _add_way_out(self, node: int, place: int, without: bytes, *, is_end: bool) -> None:
+        is_between = place < len(self._dfa.edges)  # characters
         may_close = place in self._dfa.accepting and not is_end
-        way = self._ways.get((place, without, may_close))
+        way = self._ways_out.get((place, without, may_close))
         if way is None:
             row = row_without(self._following(place), without)
             if not row and not may_close:
                 return
-            way = self._ways[place, without, may_close] = self._new_state(row)
-            self._bases[way] = self._bases.get(place, place)
+            way = self._ways_out[place, without, may_close] = self._new_state(row)
+            loop = self._loops[place] if is_between else None
+            self._bases[way] = place if loop is None else loop
             if may_close:
                 self._epsilons.append((way, self._closing))
         self._epsilons.append((node, way))
-        # The bases of both are together what the automaton is in: a node's own edges are few.
-        self._bases[node] = self._closing if place < len(self._dfa.edges) else place
+        # The bases of both are together what the loop is in: a node's own edges are few.
+        self._bases[node] = self._closing if is_between else place
 
 
 def _most(out: tuple[tuple[Ranges, int], ...]) -> int | None:

@@ -135,8 +135,8 @@ def _parts(patterns: tuple[str, ...], among: _Limits | None) -> tuple[tuple[tupl
             for ranges, target in dfas[index].edges[at]
         ]
         result = []
-        for ranges, (_, *taken) in partition([charset.EVERYTHING, *(ranges for ranges, _, _ in edges)]):
-            targets = {index: target for _, index, target in (edges[number - 1] for number in taken)}
+        for ranges, taken in _partition(tuple([ranges for ranges, _, _ in edges])):
+            targets = {index: target for _, index, target in (edges[number] for number in taken)}
             if among is None or len(patterns) in targets:
                 result.append((ranges, tuple([targets.get(index) for index in range(len(dfas))])))
         return result
@@ -149,6 +149,12 @@ def _parts(patterns: tuple[str, ...], among: _Limits | None) -> tuple[tuple[tupl
         if among is None or accepting[-1:] == [len(patterns)]:
             ends.setdefault(tuple(index for index in accepting if index < len(patterns)), set()).add(number)
     return tuple((matched, _ending_in(product, ends[matched])) for matched in sorted(ends))
+
+
+@lru_cache(maxsize=1024)
+def _partition(sets: tuple[Ranges, ...]) -> list[tuple[Ranges, tuple[int, ...]]]:
+    """Cut all characters into disjoint sets, each with the indices of all sets that contain it."""
+    return [(ranges, taken[:-1]) for ranges, taken in partition([*sets, charset.EVERYTHING])]
 
 
 def _ending_in(product: Dfa, ends: set[int]) -> Dfa:
