@@ -20,7 +20,8 @@ from gateway.clients.model_worker import Model, ModelWorkerClient, WorkerSteps
 from gateway.clients.peer import Metadata
 from gateway.decode.guided import Guide
 from gateway.decode.interfaces import KeywordReport
-from gateway.decode.loop import DecodeLoop, FinishReason, Limits, plain_mask
+from gateway.decode.limits import Limits
+from gateway.decode.loop import DecodeLoop, FinishReason, plain_mask
 from gateway.decode.output import Delta
 from gateway.decode.sequence import ModelSequence
 from gateway.request import DEFAULT_MAX_TOKENS, ChatPrompt, GenerationRequest, Prompt, TextPrompt, TokenPrompt

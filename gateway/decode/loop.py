@@ -12,10 +12,11 @@ import numpy as np
 
 from gateway.decode.guided import Guide
 from gateway.decode.interfaces import Guidance, Logits
+from gateway.decode.limits import Account, Limits, check_rollbacks, no_text, refuse_small_budget
 from gateway.decode.output import Delta, Output
 from gateway.decode.sampler import Sampling, draw
 from gateway.decode.sequence import ModelSequence
-from services.rpckit.status import BudgetTooSmall, ContextExceeded, DeadEnd, ServiceError, UnsatisfiableGrammar
+from services.rpckit.status import ServiceError
 from services.vocabulary import Vocabulary, unpack_bitmask
 from services.vocabulary.bitmask import BoolMask
 
@@ -23,38 +24,6 @@ from services.vocabulary.bitmask import BoolMask
 _LOOKS_PER_FORCED_RUN: Final = 30
 
 FinishReason = Literal["stop", "length", "budget_closed"]
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What bounds one generation and how it waits."""
-
-    max_tokens: int
-    """Most tokens to write."""
-    is_context_bound: bool
-    """Whether `max_tokens` is what the context leaves, rather than what was asked for."""
-    forced_grace_s: float
-    """How long a drawn token may wait for the mask behind it, so that the tokens forced there share its step."""
-    max_budget_draws: int
-    """Tokens drawn in vain because their shortest completion does not fit, before the witness is taken."""
-    max_rollbacks: int
-    """Dead ends that one generation may meet."""
-    max_rollback_tokens: int
-    """Tokens that one generation may take back because of them."""
-
-
-@dataclass(slots=True)
-class Account:
-    """What a generation did, filled as it goes. What was taken back is only in the last three counts."""
-
-    token_ids: list[int] = field(default_factory=list)
-    written_at: list[float] = field(default_factory=list)
-    """When (`time.perf_counter`) each token was written."""
-    num_forced_tokens: int = 0
-    mask_wait_s: float = 0.0
-    num_budget_rollbacks: int = 0
-    num_dead_ends: int = 0
-    num_rolled_back_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -156,7 +125,7 @@ class DecodeLoop:
 
     async def _run_guided(self, guide: Guide) -> FinishReason:
         start = (await guide.start()).start
-        self._refuse_small_budget(start)
+        refuse_small_budget(self._limits, start.num_needed)
         self._write_guided(start.forced_token_ids, start)
         while not self._is_at_end(guide.guidance):
             if guide.guidance.witness_num_tokens < self._num_left:
@@ -217,7 +186,9 @@ class DecodeLoop:
         """Take back the token that led here, and what it forced: it counts as masked where it was chosen."""
         dead = self._points.pop()
         if not self._points:
-            raise self._no_text(dead, guide)
+            assert guide.compiled is not None
+            is_start = dead.num_tokens == len(guide.compiled.start.forced_token_ids)
+            raise no_text(self._limits, dead.num_tokens, is_start=is_start, is_bound_by_budget=self._is_bound_by_budget)
         point, account = self._points[-1], self.account
         num_taken_back = dead.num_tokens - point.num_tokens
         point.refused.add(account.token_ids[point.num_tokens])
@@ -230,49 +201,9 @@ class DecodeLoop:
         self._num_sent = min(self._num_sent, point.num_tokens)
 
     def _count_dead_end(self, num_taken_back: int = 0) -> None:
-        account, limits = self.account, self._limits
-        account.num_dead_ends += 1
-        account.num_rolled_back_tokens += num_taken_back
-        for limit, value, most in (
-            ("max_rollbacks", account.num_dead_ends, limits.max_rollbacks),
-            ("max_rollback_tokens", account.num_rolled_back_tokens, limits.max_rollback_tokens),
-        ):
-            if value > most:
-                raise DeadEnd(
-                    f"the constraint's checks refused {account.num_dead_ends} ways on and "
-                    f"{account.num_rolled_back_tokens} tokens were taken back, more than {limit} {most} allows: try "
-                    "another seed or temperature, or relax what the compile report calls checked"
-                    + (", or allow more max_tokens" if self._is_bound_by_budget else ""),
-                    limit=limit,
-                    value=most,
-                )
-
-    def _no_text(self, dead: _Point, guide: Guide) -> ServiceError:
-        """Say why there is no other way, `dead` being the earliest state that may be gone back to."""
-        max_tokens = self._limits.max_tokens
-        if self._is_bound_by_budget and self._limits.is_context_bound:
-            return ContextExceeded(
-                "no complete text was found in what the prompt leaves of the context, because the constraint's checks "
-                f"refuse short ones: shorten the prompt, which leaves {max_tokens} tokens",
-                num_left=max_tokens,
-            )
-        if self._is_bound_by_budget:
-            return BudgetTooSmall(
-                f"max_tokens is {max_tokens}, and no complete text was found within it, because the constraint's "
-                "checks refuse short ones: allow more",
-                field="generation.max_tokens",
-                max_tokens=max_tokens,
-            )
-        assert guide.compiled is not None
-        if dead.num_tokens == len(guide.compiled.start.forced_token_ids):
-            return UnsatisfiableGrammar(
-                "no text satisfies the constraint: its checks refuse every way on, down to a dead end",
-                field="generation.constraint",
-            )
-        return DeadEnd(
-            f"behind token {dead.num_tokens} the constraint's checks refuse every way on, and the text up to there "
-            "was settled: something that is optional there has no valid value; another seed may avoid it"
-        )
+        self.account.num_dead_ends += 1
+        self.account.num_rolled_back_tokens += num_taken_back
+        check_rollbacks(self._limits, self.account, is_bound_by_budget=self._is_bound_by_budget)
 
     async def _look(self, guide: Guide, token_id: int, *, may_send: bool) -> tuple[Guidance, bool]:
         """Ask what follows a token, and send it to the worker meanwhile, unless the answer is there within the grace.
@@ -322,24 +253,6 @@ class DecodeLoop:
     def _may_only_end(self, guidance: Guidance) -> bool:
         return guidance.after_forced.is_terminated or (
             guidance.is_accepting and guidance.num_allowed <= len(self._eos_token_ids)
-        )
-
-    def _refuse_small_budget(self, start: Guidance) -> None:
-        num_needed, max_tokens = start.num_needed, self._limits.max_tokens
-        if num_needed <= max_tokens:
-            return
-        if self._limits.is_context_bound:
-            raise ContextExceeded(
-                f"a complete text takes at least {num_needed} tokens here and the prompt leaves {max_tokens} of the "
-                "context: shorten the prompt",
-                num_needed=num_needed,
-                num_left=max_tokens,
-            )
-        raise BudgetTooSmall(
-            f"max_tokens is {max_tokens}, but a complete text takes {num_needed} tokens here: allow at least that many",
-            field="generation.max_tokens",
-            max_tokens=max_tokens,
-            num_needed=num_needed,
         )
 
     @property

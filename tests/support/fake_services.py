@@ -10,6 +10,7 @@ import asyncio
 import zlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -165,6 +166,14 @@ class FiniteLanguage:
             prefix += vocabulary().token_bytes[tokens[-1]] or b""
         return tokens
 
+    def is_valid(self, prefix: bytes) -> bool:
+        """Whether the text may end here."""
+        return prefix in self.texts
+
+    def is_settled(self, prefix: bytes) -> bool:
+        """Whether nothing will have to be taken back."""
+        return True
+
     def forced(self, prefix: bytes) -> list[int]:
         """Tokens that are each the only one allowed."""
         tokens: list[int] = []
@@ -185,13 +194,86 @@ class FiniteLanguage:
             after_forced=self._state(after),
             bitmask=pack_bool_mask(bool_mask),
             num_allowed=len(allowed),
-            is_accepting=after in self.texts,
+            is_accepting=self.is_valid(after),
             witness_num_tokens=len(witness),
             witness_token_id=witness[0] if witness else None,
             mask_us=3,
+            is_settled=self.is_settled(after),
         )
 
     def _state(self, prefix: bytes) -> MatcherState:
         if prefix not in self._prefixes:
             self._prefixes.append(prefix)
         return MatcherState(self.epoch, self._prefixes.index(prefix))
+
+
+class CheckedLanguage(FiniteLanguage):
+    """A constraint whose masks allow all of `texts`, and whose check refuses some of them at the end.
+
+    With `looks_ahead` the token that would end a refused text is off the mask; without, there is a dead end behind it.
+    `settles` says when a text counts as settled: when all texts that begin so are valid, as soon as one is, or never.
+    """
+
+    def __init__(
+        self,
+        texts: Sequence[str],
+        refused: Sequence[str],
+        *,
+        looks_ahead: bool = True,
+        settles: Literal["late", "early", "never"] = "late",
+        delay_s: float = 0.0,
+        forcing: bool = True,
+    ) -> None:
+        super().__init__(texts, delay_s=delay_s, forcing=forcing)
+        self.valid = frozenset(self.texts) - {text.encode() for text in refused}
+        self._looks_ahead = looks_ahead
+        self._settles = settles
+
+    def is_valid(self, prefix: bytes) -> bool:
+        return prefix in self.valid
+
+    def is_settled(self, prefix: bytes) -> bool:
+        judged = [text in self.valid for text in self.texts if text.startswith(prefix)]
+        match self._settles:
+            case "late":
+                return all(judged)
+            case "early":
+                return any(judged)
+            case "never":
+                return False
+
+    def allowed(self, prefix: bytes) -> list[int]:
+        tokens = [
+            token_id
+            for token_id, token in enumerate(vocabulary().token_bytes)
+            if token and self._may_go_on(prefix + token)
+        ]
+        return tokens + (list(vocabulary().eos_token_ids) if self.is_valid(prefix) else [])
+
+    def witness(self, prefix: bytes) -> list[int]:
+        """Tokens to the end of the shortest text that an allowed token begins, whatever its check will say."""
+        if self.is_valid(prefix):
+            return []
+        allowed = self.allowed(prefix)
+        for text in sorted(self.texts, key=lambda text: (len(text), text)):
+            fitting = [i for i in allowed if text.startswith(prefix + (vocabulary().token_bytes[i] or b""))]
+            if text.startswith(prefix) and fitting:
+                first = max(fitting, key=lambda i: len(vocabulary().token_bytes[i] or b""))
+                return [first, *self._longest_tokens(text[len(prefix) + len(vocabulary().token_bytes[first] or b"") :])]
+        return []
+
+    def has_way(self, prefix: bytes) -> bool:
+        """Whether a valid text begins so: the oracle that a mask is not."""
+        return any(text.startswith(prefix) for text in self.valid)
+
+    def _may_go_on(self, prefix: bytes) -> bool:
+        begun = [text for text in self.texts if text.startswith(prefix)]
+        return bool(begun) and not (self._looks_ahead and begun == [prefix] and prefix not in self.valid)
+
+    def _longest_tokens(self, text: bytes) -> list[int]:
+        tokens: list[int] = []
+        while text:
+            fitting = [i for i, token in enumerate(vocabulary().token_bytes) if token and text.startswith(token)]
+            tokens.append(max(fitting, key=lambda i: len(vocabulary().token_bytes[i] or b"")))
+            text = text[len(vocabulary().token_bytes[tokens[-1]] or b"") :]
+        return tokens

@@ -2,82 +2,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.decode.guided import Guide
-from gateway.decode.interfaces import CompileOptions, Constraint, Logits
-from gateway.decode.loop import DecodeLoop, Limits, plain_mask
-from gateway.decode.output import Delta
+from gateway.decode.interfaces import Logits
 from gateway.decode.sampler import Sampling, draw
-from gateway.decode.sequence import ModelSequence
 from services.rpckit.status import BudgetTooSmall, ContextExceeded, LeaseExpired, NotReady, OutOfFuel, ServiceError
+from tests.support.decoding import PROMPT, decode
 from tests.support.fake_services import EOS, VOCAB_SIZE, FakeWorker, FiniteLanguage, noise_logits, vocabulary
 
-PROMPT = [70, 71]
 RECORDS = tuple(
     f'{{"name":"{name}","size":{size}{extra}}}'
     for name in ("김치", "abc", "", "😀ll")
     for size in (1, 10, 100)
     for extra in ("", ',"tags":["abc","한국"]')
 )
-
-
-@dataclass
-class Run:
-    reason: str
-    token_ids: list[int]
-    deltas: list[Delta]
-    loop: DecodeLoop
-    worker: FakeWorker
-    sequence: ModelSequence
-
-    @property
-    def text(self) -> str:
-        return "".join(delta.text for delta in self.deltas)
-
-
-async def decode(
-    language: FiniteLanguage | None,
-    worker: FakeWorker | None = None,
-    *,
-    sampling: Sampling | None = None,
-    max_tokens: int = 200,
-    stops: tuple[str, ...] = (),
-    grace_s: float = 0.0,
-    max_budget_draws: int = 16,
-    is_context_bound: bool = False,
-    max_rollbacks: int = 10_000,
-    max_rollback_tokens: int = 10_000,
-) -> Run:
-    worker = worker or FakeWorker()
-    deltas: list[Delta] = []
-
-    async def emit(delta: Delta) -> None:
-        deltas.append(delta)
-
-    sequence = ModelSequence(worker, "s")
-    sequence.append(PROMPT)
-    loop = DecodeLoop(
-        sequence=sequence,
-        guide=Guide(language, Constraint("choices", choices=("x",)), CompileOptions()) if language else None,
-        vocabulary=vocabulary(),
-        plain_mask=plain_mask(vocabulary()),
-        sampling=sampling or Sampling(),
-        stops=stops,
-        limits=Limits(max_tokens, is_context_bound, grace_s, max_budget_draws, max_rollbacks, max_rollback_tokens),
-        emit=emit,
-    )
-    try:
-        reason = await loop.run()
-    finally:
-        await sequence.close()
-    assert worker.sequences == {}
-    return Run(reason, loop.account.token_ids, deltas, loop, worker, sequence)
 
 
 def one_at_a_time(language: FiniteLanguage, sampling: Sampling, max_tokens: int) -> list[int]:
@@ -93,7 +35,7 @@ def one_at_a_time(language: FiniteLanguage, sampling: Sampling, max_tokens: int)
         mask[allowed if len(witness) < left else witness[:1]] = True
         excluded: set[int] = set()
         while True:
-            token_id = draw(noise_logits(PROMPT + tokens), mask, sampling, position=len(tokens), excluded=excluded)
+            token_id = draw(noise_logits([*PROMPT, *tokens]), mask, sampling, position=len(tokens), excluded=excluded)
             assert token_id is not None
             if token_id in vocabulary().eos_token_ids:
                 return tokens
