@@ -1,38 +1,47 @@
-"""Expressions for JSON numbers within bounds.
+"""Expressions for JSON numbers: integers, numbers within bounds, multiples.
 
-Without bounds every spelling of RFC 8259 is accepted. Integers are written with digits alone (not `1.0` or `1e2`),
-and numbers with a bound without an exponent: each such number has infinitely many spellings, and the digits' order is
-what makes a bound decidable from left to right. Bounds are exact: they are `Decimal`s as they stand in the schema,
-never binary floating point.
+A number is enforced exactly, by decimal arithmetic and never in binary floating point. It has infinitely many
+spellings, and arithmetic on any exponent is beyond a finite automaton. So where there is something to enforce, these
+are taken: every spelling without an exponent, and those with one whose first digit, before the point, is the only whole
+one and not zero. JSON writers write no others. Without bounds, multiples and integers, every spelling of RFC 8259 is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
+from fractions import Fraction
 from functools import lru_cache
+from math import floor, gcd, lcm
 
 from services.constraint.core.grammar import (
-    EMPTY,
     NOTHING,
     Alternation,
-    Automaton,
     Bytes,
     Expression,
+    Literals,
     Repeat,
     Sequence,
     optional,
 )
-from services.constraint.core.regex.encoding import ByteClass, expression
+from services.constraint.core.regex.encoding import expression
+from services.constraint.sources.json_schema.digits import (
+    ABOVE,
+    BELOW,
+    MAX_EXPONENT_DIGITS,
+    Cut,
+    Limit,
+    Step,
+    plain,
+    scientific,
+)
+from services.constraint.sources.source import Spelling
 from services.rpckit.status import GrammarTooLarge
 
 # Digits of one bound or of multipleOf, before or behind the point.
 MAX_BOUND_DIGITS = 400
-# multipleOf for integers: one automaton state per remainder.
-MAX_DIVISOR = 2_000
-# Multiples within bounds are listed one by one.
-MAX_LISTED_MULTIPLES = 2_000
+# States of the multiples within bounds, estimated; beyond it they are a superset. About 10 us each.
+MAX_MULTIPLES_STATES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,262 +52,188 @@ class Bound:
     is_exclusive: bool
 
 
-def _digits(low: str = "0", high: str = "9") -> Expression:
-    return expression([(((ord(low), ord(high)),),)])
-
-
-_DIGIT = _digits()
-_DIGITS = Repeat(_DIGIT, 0, None)
-_SOME_DIGITS = Repeat(_DIGIT, 1, None)
+_ZERO = Cut(Decimal(0), False)
 _MINUS = Bytes(b"-")
-_WHOLE = Alternation((Bytes(b"0"), Sequence((_digits("1"), _DIGITS))))
-_FRACTION = Sequence((Bytes(b"."), _SOME_DIGITS))
-# Three digits reach past what doubles and decimals hold; with more, `1e99999999999999999999` overflows every reader.
+_DIGIT = expression([(((0x30, 0x39),),)])
+_DIGITS = Repeat(_DIGIT, 0, None)
+_ZEROS = Repeat(Bytes(b"0"), 0, None)
+_POINT_ZEROS = Sequence((Bytes(b".0"), _ZEROS))
+_FRACTION = Sequence((Bytes(b"."), Repeat(_DIGIT, 1, None)))
 _EXPONENT = Sequence(
     (
         expression([(((0x45, 0x45), (0x65, 0x65)),)]),
         optional(expression([(((0x2B, 0x2B), (0x2D, 0x2D)),)])),
-        Repeat(_DIGIT, 1, 3),
+        Repeat(_DIGIT, 1, MAX_EXPONENT_DIGITS),
     )
 )
+_WHOLE = Alternation((Bytes(b"0"), Sequence((expression([(((0x31, 0x39),),)]), _DIGITS))))
+_UNSIGNED_NUMBER = Sequence((_WHOLE, optional(_FRACTION), optional(_EXPONENT)))
 
-INTEGER: Expression = Sequence((optional(_MINUS), _WHOLE))
-NUMBER: Expression = Sequence((optional(_MINUS), _WHOLE, optional(_FRACTION), optional(_EXPONENT)))
+NUMBER: Expression = Sequence((optional(_MINUS), _UNSIGNED_NUMBER))
+PLAIN_INTEGER: Expression = Sequence((optional(_MINUS), _WHOLE))
+
+
+def number(
+    is_integer: bool, low: Bound | None, high: Bound | None, multiples_of: tuple[Decimal, ...], spelling: Spelling
+) -> tuple[Expression, bool]:
+    """Return the numbers' expression, and whether it is exact.
+
+    Where it is not, it has all right numbers and some wrong ones, which a check must find. `spelling` is that of
+    integers: "plain" refuses `1.0` and `1e2`. The divisors in `multiples_of` are positive. Where no number is left the
+    expression is NOTHING.
+
+    Raises:
+        GrammarTooLarge: a bound or divisor has more than MAX_BOUND_DIGITS digits before or behind the point.
+    """
+    if low is None and high is None and not multiples_of:
+        return (INTEGER if spelling == "any" else PLAIN_INTEGER) if is_integer else NUMBER, True
+    for value in (*multiples_of, *(bound.value for bound in (low, high) if bound is not None)):
+        _check_size(value)
+    return _number(
+        None if low is None else Cut(low.value, low.is_exclusive),
+        None if high is None else Cut(high.value, not high.is_exclusive),
+        _step((*multiples_of, Decimal(1)) if is_integer else multiples_of),
+        has_point=not (is_integer and spelling == "plain"),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _number(low: Cut | None, high: Cut | None, step: Step | None, has_point: bool) -> tuple[Expression, bool]:
+    """Return the expression of the multiples of `step` (None: of all numbers) between two cuts."""
+    is_exact = True
+    if step is not None:
+        # From multiple to multiple, bounds are shorter and tell whether there is any number between them.
+        first = None if low is None else _first_multiple(low, step)
+        last = None if high is None else _first_multiple(high, step) - 1
+        low = None if first is None else Cut(_multiple(first, step), False)
+        high = None if last is None else Cut(_multiple(last, step), True)
+    if low is not None and high is not None and low >= high:
+        return NOTHING, True
+    if step is not None and step.factor > 1:
+        num_digits = max(_num_digits(low), _num_digits(high))
+        num_states = step.num_remainders * (1 + num_digits)
+        if first is not None and last is not None:
+            listed = range(first, last + 1)
+            if (last + 1 - first) * num_digits <= min(num_states, MAX_MULTIPLES_STATES):
+                return _listed(listed, step, has_point), True
+        if num_states > MAX_MULTIPLES_STATES:
+            step, is_exact = Step(1, step.exponent), False
+    options: list[Expression] = []
+    if high is None or high > _ZERO:
+        options.append(_unsigned(low, high, step, has_point))
+    if low is None or low <= _ZERO:
+        options.append(Sequence((_MINUS, _unsigned(_mirrored(high), _mirrored(low), step, has_point))))
+    return (options[0] if len(options) == 1 else Alternation(tuple(options))), is_exact
+
+
+def _unsigned(low: Cut | None, high: Cut | None, step: Step | None, has_point: bool) -> Expression:
+    """Return the expression of the numbers between two cuts that have no sign; there are some."""
+    if low is not None and low <= _ZERO:
+        low = None
+    if low is None and high is None and step is None:
+        return _UNSIGNED_NUMBER
+    cuts = [(cut, side) for cut, side in ((low, ABOVE), (high, BELOW)) if cut is not None]
+    without_exponent = plain(tuple([Limit.plain(cut, side) for cut, side in cuts]), step, has_point=has_point)
+    if not has_point or (step is not None and step.factor > 1) or (high is not None and not high.value):
+        return without_exponent
+    # Whatever has an exponent is above zero.
+    limits = tuple([Limit.scientific(cut, side) for cut, side in cuts if cut.value])
+    return Alternation((without_exponent, scientific(limits, step)))
+
+
+def _mirrored(cut: Cut | None) -> Cut | None:
+    return None if cut is None else Cut(cut.value.copy_negate(), not cut.is_behind)
+
+
+def _step(multiples_of: tuple[Decimal, ...]) -> Step | None:
+    """Return the step whose multiples are those of all divisors: their least common multiple."""
+    if not multiples_of:
+        return None
+    ratios = [value.as_integer_ratio() for value in multiples_of]
+    factor = Fraction(lcm(*[top for top, _ in ratios]), gcd(*[bottom for _, bottom in ratios]))
+    exponent = 0
+    while factor.denominator > 1:
+        factor, exponent = factor * 10, exponent - 1
+    while factor % 10 == 0:
+        factor, exponent = factor / 10, exponent + 1
+    return Step(int(factor), exponent)
+
+
+def _first_multiple(cut: Cut, step: Step) -> int:
+    """Return which multiple is the first behind a cut."""
+    quotient = Fraction(cut.value) / (step.factor * Fraction(10) ** step.exponent)
+    return floor(quotient) + (quotient.denominator > 1 or cut.is_behind)
+
+
+def _multiple(index: int, step: Step) -> Decimal:
+    sign, digits, _ = Decimal(index * step.factor).as_tuple()
+    return Decimal((sign, digits, step.exponent))
+
+
+def _listed(indices: range, step: Step, has_point: bool) -> Expression:
+    """Return the expression of some multiples, one by one."""
+    whole: list[bytes] = [b"-0"] if 0 in indices else []
+    broken: list[bytes] = []
+    for index in indices:
+        text = f"{_multiple(index, step):f}".encode()
+        if b"." in text and (text := text.rstrip(b"0"))[-1:] != b".":
+            broken.append(text)
+        else:
+            whole.append(text.rstrip(b"."))
+    if not has_point:
+        return Literals(tuple(whole))
+    return Alternation(
+        (Sequence((Literals(tuple(whole)), optional(_POINT_ZEROS))), Sequence((Literals(tuple(broken)), _ZEROS)))
+    )
+
+
+def _num_digits(cut: Cut | None) -> int:
+    """Return how many digits a cut's value has, without an exponent."""
+    if cut is None or not cut.value:
+        return 0
+    return len(f"{cut.value:f}")
+
+
+def _check_size(value: Decimal) -> None:
+    exponent = value.as_tuple().exponent
+    assert isinstance(exponent, int)  # JSON has neither NaN nor infinity
+    if max(value.adjusted(), -exponent) > MAX_BOUND_DIGITS:
+        raise GrammarTooLarge(
+            f"the number {value:.3E} has more than {MAX_BOUND_DIGITS} digits (limit max_bound_digits)",
+            limit="max_bound_digits",
+            value=MAX_BOUND_DIGITS,
+        )
+
+
+_INTEGERS = Step(1, 0)
+INTEGER: Expression = _number(None, None, _INTEGERS, has_point=True)[0]
+
+
+# What lower.py calls until it calls `number`.
+
+MAX_DIVISOR = 2_000
+MAX_LISTED_MULTIPLES = 2_000
 
 
 def integers(low: Bound | None, high: Bound | None) -> Expression:
     """Return the integers within the bounds (None: unbounded). A zero may be written `-0`."""
-    return _signed(_least_integer(low), _greatest_integer(high))
+    return number(True, low, high, (), "plain")[0]
 
 
 def multiples(divisor: int, low: Bound | None, high: Bound | None) -> Expression | None:
     """Return the integers within the bounds that `divisor` divides, or None where that takes too much."""
-    first, last = _least_integer(low), _greatest_integer(high)
-    if first is not None and last is not None:
-        first = -(-first // divisor)
-        last //= divisor
-        if last - first >= MAX_LISTED_MULTIPLES:
-            return None
-        return Alternation(tuple(Bytes(str(factor * divisor).encode()) for factor in range(first, last + 1)))
-    if divisor > MAX_DIVISOR:
-        return None
-    if first is None and last is None:
-        return Sequence((optional(_MINUS), _divisible(divisor)))
-    if first in (0, 1) and last is None:
-        return _divisible(divisor, allow_zero=first == 0)
-    return None
+    found, is_exact = number(True, low, high, (Decimal(divisor),), "plain")
+    return found if is_exact else None
 
 
 def decimals(low: Bound | None, high: Bound | None) -> Expression:
-    """Return the numbers within the bounds: every number when there is none, else those written without an exponent."""
-    if low is None and high is None:
-        return NUMBER
-    _check_size(low, high)
-    options: list[Expression] = []
-    if high is None or high.value > 0 or (high.value == 0 and not high.is_exclusive):
-        positive_low = (
-            low
-            if low is not None and (low.value > 0 or (low.value == 0 and low.is_exclusive))
-            else Bound(Decimal(0), False)
-        )
-        options.append(_magnitudes(positive_low, high))
-    if low is None or low.value < 0 or (low.value == 0 and not low.is_exclusive):
-        mirrored_high = None if low is None else Bound(low.value.copy_negate(), low.is_exclusive)
-        mirrored_low = (
-            Bound(high.value.copy_negate(), high.is_exclusive)
-            if high is not None and high.value < 0
-            else Bound(Decimal(0), False)
-        )
-        if high is not None and high.value == 0 and high.is_exclusive:
-            mirrored_low = Bound(Decimal(0), True)
-        options.append(Sequence((_MINUS, _magnitudes(mirrored_low, mirrored_high))))
-    return Alternation(tuple(options))
+    """Return the numbers within the bounds."""
+    return number(False, low, high, (), "any")[0]
 
 
 def decimal_places(places: int) -> Expression:
-    """Return the numbers that are multiples of 10 to the power of -places, written without an exponent."""
-    fraction = Sequence((Bytes(b"."), Repeat(_DIGIT, 1, places), Repeat(Bytes(b"0"), 0, None)))
-    return Sequence((optional(_MINUS), _WHOLE, optional(fraction)))
+    """Return the numbers that are multiples of 10 to the power of -places."""
+    return number(False, None, None, (Decimal((0, (1,), -places)),), "any")[0]
 
 
-def _check_size(*bounds: Bound | None) -> None:
-    for bound in bounds:
-        if bound is None:
-            continue
-        exponent = bound.value.as_tuple().exponent
-        assert isinstance(exponent, int)  # JSON has neither NaN nor infinity
-        if max(bound.value.adjusted(), -exponent) > MAX_BOUND_DIGITS:
-            raise GrammarTooLarge(
-                f"the bound {bound.value:.3E} has more than {MAX_BOUND_DIGITS} digits (limit max_bound_digits)",
-                limit="max_bound_digits",
-                value=MAX_BOUND_DIGITS,
-            )
-
-
-def _least_integer(bound: Bound | None) -> int | None:
-    if bound is None:
-        return None
-    _check_size(bound)
-    # int() of a Decimal is exact, while arithmetic would round to the context's precision.
-    whole = int(bound.value)
-    if whole == bound.value:
-        return whole + 1 if bound.is_exclusive else whole
-    return whole + 1 if bound.value > 0 else whole
-
-
-def _greatest_integer(bound: Bound | None) -> int | None:
-    if bound is None:
-        return None
-    least = _least_integer(Bound(bound.value.copy_negate(), bound.is_exclusive))
-    assert least is not None
-    return -least
-
-
-def _signed(first: int | None, last: int | None) -> Expression:
-    options: list[Expression] = []
-    if first is None and last is None:
-        return INTEGER
-    if first is not None and last is not None and first > last:
-        return NOTHING
-    if last is None or last >= 0:
-        options.append(_whole(max(first or 0, 0) if first is not None else 0, last))
-    if first is None or first <= 0:
-        options.append(
-            Sequence((_MINUS, _whole(max(-last, 0) if last is not None else 0, None if first is None else -first)))
-        )
-    return Alternation(tuple(options))
-
-
-@lru_cache(maxsize=1024)
-def _whole(first: int, last: int | None) -> Expression:
-    """Return the whole numbers from first to last (None: no end), without sign or leading zeros."""
-    sequences: list[tuple[ByteClass, ...]] = []
-    endless: list[Expression] = []
-    length = len(str(first))
-    while last is None or length <= len(str(last)):
-        low = max(first, 10 ** (length - 1) if length > 1 else 0)
-        if last is None:
-            if low == 0:
-                return _WHOLE
-            if low == 10 ** (length - 1):
-                endless.append(Sequence((_digits("1"), Repeat(_DIGIT, length - 1, None))))
-                break
-            high = 10**length - 1
-        else:
-            high = min(last, 10**length - 1)
-        sequences.extend(_digit_range(str(low), str(high)))
-        length += 1
-    if not endless:
-        return expression(sequences)
-    return Alternation((expression(sequences), *endless)) if sequences else endless[0]
-
-
-def _digit_range(low: str, high: str) -> Iterator[tuple[ByteClass, ...]]:
-    """Yield sequences of digit classes for all digit strings from low to high, which have the same length."""
-    if not low:
-        yield ()
-        return
-    first, last = ord(low[0]), ord(high[0])
-    if first == last:
-        for rest in _digit_range(low[1:], high[1:]):
-            yield (((first, first),), *rest)
-        return
-    rest_length = len(low) - 1
-    if low[1:].strip("0"):
-        for rest in _digit_range(low[1:], "9" * rest_length):
-            yield (((first, first),), *rest)
-        first += 1
-    is_high_full = not high[1:].strip("9")
-    if first <= (last if is_high_full else last - 1):
-        yield (((first, last if is_high_full else last - 1),), *((((0x30, 0x39),),) * rest_length))
-    if not is_high_full:
-        for rest in _digit_range("0" * rest_length, high[1:]):
-            yield (((last, last),), *rest)
-
-
-def _magnitudes(low: Bound, high: Bound | None) -> Expression:
-    """Return the numbers from low (not negative) to high, written without sign and exponent."""
-    low_whole, low_fraction = _split(low.value)
-    if high is None:
-        return Alternation(
-            (
-                Sequence((_whole(low_whole, low_whole), _fractions(low_fraction, low.is_exclusive, None, False))),
-                Sequence((_whole(low_whole + 1, None), optional(_FRACTION))),
-            )
-        )
-    if high.value < low.value:
-        return NOTHING
-    high_whole, high_fraction = _split(high.value)
-    if low_whole == high_whole:
-        fractions = _fractions(low_fraction, low.is_exclusive, high_fraction, high.is_exclusive)
-        return Sequence((_whole(low_whole, low_whole), fractions))
-    options: list[Expression] = [
-        Sequence((_whole(low_whole, low_whole), _fractions(low_fraction, low.is_exclusive, None, False))),
-        Sequence((_whole(high_whole, high_whole), _fractions("", False, high_fraction, high.is_exclusive))),
-    ]
-    if low_whole + 1 < high_whole:
-        options.append(Sequence((_whole(low_whole + 1, high_whole - 1), optional(_FRACTION))))
-    return Alternation(tuple(options))
-
-
-def _split(value: Decimal) -> tuple[int, str]:
-    """Return the whole part and the digits behind the point, without trailing zeros."""
-    whole, _, fraction = f"{value:f}".partition(".")
-    return int(whole), fraction.rstrip("0")
-
-
-def _fractions(low: str, low_is_exclusive: bool, high: str | None, high_is_exclusive: bool) -> Expression:
-    """Return what may follow a whole part so that it is within bounds: nothing, or a point and digits.
-
-    A state is (digits read, still equal to low, still equal to high); digits beyond the end of a bound are zeros.
-    """
-    if low == "" and not low_is_exclusive and high is None:
-        return optional(_FRACTION)
-    longest = max(len(low), len(high or ""))
-    numbers: dict[tuple[int, bool, bool], int] = {(0, True, high is not None): 0}
-    order = list(numbers)
-    edges: list[tuple[int, int, int, int]] = []
-    accepting: list[int] = []
-    for state in order:
-        at, is_low, is_high = state
-        low_rest, high_rest = low[at:], (high or "")[at:]
-        fits_low = not is_low or (not low_rest and not low_is_exclusive)
-        fits_high = not is_high or bool(high_rest) or not high_is_exclusive
-        if fits_low and fits_high:
-            accepting.append(numbers[state])
-        low_digit, high_digit = int(low_rest[:1] or 0), int(high_rest[:1] or 0)
-        for digit in range(low_digit if is_low else 0, (high_digit if is_high else 9) + 1):
-            target = (min(at + 1, longest), is_low and digit == low_digit, is_high and digit == high_digit)
-            if target not in numbers:
-                numbers[target] = len(order)
-                order.append(target)
-            edges.append((numbers[state], 0x30 + digit, 0x30 + digit, numbers[target]))
-    # The state before the point accepts as the start does; the one behind it needs a digit.
-    is_empty_accepted = 0 in accepting
-    before, behind = len(order), len(order) + 1
-    edges.append((before, 0x2E, 0x2E, behind))
-    edges.extend((behind, first, last, target) for source, first, last, target in list(edges) if source == 0)
-    ends = [state for state in accepting if state != 0]
-    # State 0 is reached again only when no bound has any digit left and zeros are read: then it accepts as it stands.
-    if is_empty_accepted and any(target == 0 for *_, target in edges):
-        ends.append(0)
-    return Automaton(before, tuple([*ends, before] if is_empty_accepted else ends), tuple(edges))
-
-
-def _divisible(divisor: int, *, allow_zero: bool = True) -> Expression:
-    """Return the whole numbers that `divisor` divides, without leading zeros: one state per remainder."""
-    start, zero = divisor, divisor + 1
-    edges = [(start, 0x30 + digit, 0x30 + digit, digit % divisor) for digit in range(1, 10)]
-    edges += [
-        (rest, 0x30 + digit, 0x30 + digit, (rest * 10 + digit) % divisor)
-        for rest in range(divisor)
-        for digit in range(10)
-    ]
-    accepting: tuple[int, ...] = (0,)
-    if allow_zero:
-        edges.append((start, 0x30, 0x30, zero))
-        accepting = (0, zero)
-    return Automaton(start, accepting, tuple(edges))
-
-
-__all__ = ["EMPTY", "INTEGER", "NUMBER", "Bound", "decimal_places", "decimals", "integers", "multiples"]
+__all__ = ["INTEGER", "NUMBER", "PLAIN_INTEGER", "Bound", "number"]
