@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.decode.interfaces import Logits
+from gateway.decode.interfaces import Guidance, Logits, MatcherState
 from gateway.decode.output import Output
 from gateway.decode.sampler import Sampling, draw
 from gateway.decode.sequence import ModelSequence
@@ -298,6 +298,21 @@ def prefers_ab(token_ids: Sequence[int]) -> Logits:
     return row
 
 
+async def test_a_token_sent_in_vain_is_cut_off_when_the_next_one_is_sent_with_what_it_forces() -> None:
+    class SlowToRefuse(CheckedLanguage):
+        async def _advance(self, state: MatcherState | None, token_ids: Sequence[int]) -> Guidance:
+            guidance = await super()._advance(state, token_ids)
+            await asyncio.sleep(0.1 if guidance.is_dead_end else 0)
+            return guidance
+
+    language = SlowToRefuse(["a1", "bcccc1", "bcccc2"], ["a1"], looks_ahead=False)
+    run = await decode(language, likes("a1"), grace_s=0.03)
+    assert run.text.startswith("bcccc")
+    in_vain, kept = run.worker.steps[1:3]
+    assert len(in_vain.token_ids) == 1
+    assert (kept.truncate_to, len(kept.token_ids)) == (len(PROMPT), 5)
+
+
 async def test_a_sequence_lost_while_going_back_is_sent_again() -> None:
     sampling = Sampling(temperature=2, seed=3)
     expected = await decode(CheckedLanguage(TEXTS, REFUSED, settles="never"), likes("b: 10c"), sampling=sampling)
@@ -370,6 +385,20 @@ async def test_a_budget_in_which_checks_leave_nothing(is_context_bound: bool, er
     texts = ["ll", "abcabcabcabc"]
     with pytest.raises(error, match="checks refuse short ones"):
         await decode(CheckedLanguage(texts, texts[:1]), max_tokens=3, is_context_bound=is_context_bound)
+
+
+async def test_a_state_whose_witness_is_refused_is_left_after_so_many_budget_draws() -> None:
+    class Counting(CheckedLanguage):
+        num_moves = 0
+
+        async def _advance(self, state: MatcherState | None, token_ids: Sequence[int]) -> Guidance:
+            self.num_moves += 1
+            return await super()._advance(state, token_ids)
+
+    language = Counting(["xy", *(f"{first}abababababab" for first in "123456789")], ["xy"])
+    with pytest.raises(BudgetTooSmall):
+        await decode(language, max_tokens=2, max_budget_draws=3)
+    assert language.num_moves == 1 + 3
 
 
 async def test_settled_text_without_a_way_on_is_an_error() -> None:
