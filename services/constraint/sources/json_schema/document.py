@@ -97,26 +97,26 @@ def step(pointer: str, key: str | int) -> str:
     return f"{pointer}/{key}"
 
 
-def draft_of(document: Json) -> int:
-    """Return the draft that `$schema` names: 4, 6, 7, 2019 or 2020, which is the default.
+def draft_of(schema: Json, default: int = DEFAULT_DRAFT, place: str = "") -> int:
+    """Return the draft that the `$schema` of a schema names: 4, 6, 7, 2019 or 2020; the default where it has none.
 
     Raises:
         GrammarSyntax: `$schema` is not a string.
         UnsupportedConstruct: another dialect.
     """
-    if not isinstance(document, dict) or "$schema" not in document:
-        return DEFAULT_DRAFT
-    name = document["$schema"]
+    if not isinstance(schema, dict) or "$schema" not in schema:
+        return default
+    name, pointer = schema["$schema"], f"{place}/$schema"
     if not isinstance(name, str):
-        raise GrammarSyntax("/$schema must be a string", pointer="/$schema")
+        raise GrammarSyntax(f"{pointer} must be a string", pointer=pointer)
     draft = DRAFTS.get(name.rstrip("#")) or DRAFTS.get(
         name.rstrip("#").replace("http://json-schema.org/draft/2", "https://json-schema.org/draft/2")
     )
     if draft is None:
         raise UnsupportedConstruct(
-            f"/$schema: the dialect {name!r} is not known; drafts 4, 6, 7, 2019-09 and 2020-12 are",
+            f"{pointer}: the dialect {name!r} is not known; drafts 4, 6, 7, 2019-09 and 2020-12 are",
             name="$schema",
-            pointer="/$schema",
+            pointer=pointer,
         )
     return draft
 
