@@ -6,7 +6,7 @@
   fractions;
 - `integer` takes 1.0 from draft 6 on;
 - `pattern` means what ECMA-262 says (`ecma.py`, with `regex`), so `^a$` refuses "a" with a line break behind it;
-- `format` is checked;
+- `format` is checked in every draft, by what `formats.py` lists;
 - nothing is ever fetched.
 """
 
@@ -32,6 +32,7 @@ from referencing import Registry
 from services.constraint.sources import ConstraintSource, SourceOptions, build, lark_source
 from services.constraint.sources.json_schema import document
 from services.constraint.validation.ecma import compiled
+from services.constraint.validation.formats import format_checker
 from services.rpckit.status import InvalidRequest
 
 MAX_VIOLATIONS = 10
@@ -136,7 +137,7 @@ def _refuse_constant(name: str) -> None:
 def _validator(schema_text: str) -> Any:
     schema = document.parse(schema_text)
     cls = _validator_class(document.draft_of(schema))
-    return cls(schema, registry=Registry(), format_checker=cls.FORMAT_CHECKER)
+    return cls(schema, registry=Registry(), format_checker=format_checker())
 
 
 _CLASSES: dict[int, Any] = {

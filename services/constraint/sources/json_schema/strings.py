@@ -1,21 +1,24 @@
 """Expressions for JSON strings by length, patterns and formats.
 
-Free strings take every spelling that JSON has for a character. Strings under a pattern or a format are written in one
-way, `encoding.json_plain`.
+With `escapes` "any", a string may be written in every spelling that JSON has for its characters; with "plain" in one,
+that of `encoding.json_plain`, so that what a pattern leaves no choice in can be forced.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 from services.constraint.core.grammar import NOTHING, Bytes, Expression, Repeat, Sequence
 from services.constraint.core.regex import anchors, automaton, charset, encoding, lookaround
 from services.constraint.core.regex.ast import Node
 from services.constraint.core.regex.automaton import Dfa
+from services.constraint.core.regex.encoding import Encoding
 from services.constraint.core.regex.parse import parse
 from services.constraint.sources.json_schema import lengths
 from services.constraint.sources.json_schema.formats import FORMATS
 from services.constraint.sources.json_schema.nodes import String
+from services.constraint.sources.source import Spelling
 
 _QUOTE = Bytes(b'"')
 ANY_CHARACTER = encoding.characters(charset.EVERYTHING, encoding.json_any)
@@ -23,9 +26,14 @@ PLAIN_CHARACTER = encoding.characters(charset.EVERYTHING, encoding.json_plain)
 ANY_STRING: Expression = Sequence((_QUOTE, Repeat(ANY_CHARACTER, 0, None), _QUOTE))
 PLAIN_STRING: Expression = Sequence((_QUOTE, Repeat(PLAIN_CHARACTER, 0, None), _QUOTE))
 
+_CHARACTERS: dict[Spelling, Expression] = {"any": ANY_CHARACTER, "plain": PLAIN_CHARACTER}
+_ENCODINGS: dict[Spelling, Encoding] = {"any": encoding.json_any, "plain": encoding.json_plain}
 
-def string(node: String) -> Expression:
+
+def string(node: String, escapes: Spelling = "any") -> Expression:
     """Return the expression of the strings of a node, quotes included.
+
+    What only `checks_of` can tell is not in it.
 
     Raises:
         GrammarSyntax, UnsupportedConstruct, GrammarTooLarge: as the patterns' parsing and products do.
@@ -34,8 +42,8 @@ def string(node: String) -> Expression:
         return NOTHING
     patterns = patterns_of(node)
     if not patterns:
-        return Sequence((_QUOTE, Repeat(ANY_CHARACTER, node.min_length, node.max_length), _QUOTE))
-    return Sequence((_QUOTE, _body(patterns, node.min_length, node.max_length), _QUOTE))
+        return Sequence((_QUOTE, Repeat(_CHARACTERS[escapes], node.min_length, node.max_length), _QUOTE))
+    return Sequence((_QUOTE, _body(patterns, node.min_length, node.max_length, _ENCODINGS[escapes]), _QUOTE))
 
 
 def patterns_of(node: String) -> tuple[str, ...]:
@@ -43,11 +51,18 @@ def patterns_of(node: String) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*node.patterns, *(FORMATS[name].pattern for name in node.formats))))
 
 
+def checks_of(node: String) -> tuple[Callable[[str], bool], ...]:
+    """Return what the finished strings must pass besides."""
+    return tuple(check for name in node.formats if (check := FORMATS[name].check) is not None)
+
+
 def matches(node: String, value: str) -> bool:
     """Tell whether a string is one of the node's."""
     if len(value) < node.min_length or (node.max_length is not None and len(value) > node.max_length):
         return False
-    return all(dfa_of(pattern).matches(value) for pattern in patterns_of(node))
+    if not all(dfa_of(pattern).matches(value) for pattern in patterns_of(node)):
+        return False
+    return all(check(value) for check in checks_of(node))
 
 
 @lru_cache(maxsize=512)
@@ -65,15 +80,15 @@ def dfa_of(pattern: str) -> Dfa:
 
 
 @lru_cache(maxsize=256)
-def _body(patterns: tuple[str, ...], minimum: int, maximum: int | None) -> Expression:
+def _body(patterns: tuple[str, ...], minimum: int, maximum: int | None, encode: Encoding) -> Expression:
     if len(patterns) == 1 and (tree := tree_of(patterns[0])) is not None:
         # The core makes counts cheap, and knows the masks of loops over characters: the tree is kept where it can be.
         bounded = lengths.within(tree, minimum, maximum)
         if bounded is not None:
-            return automaton.to_expression(bounded, encoding.json_plain)
+            return automaton.to_expression(bounded, encode)
     dfa = dfa_of(patterns[0])
     for pattern in patterns[1:]:
         dfa = automaton.intersect(dfa, dfa_of(pattern))
     if minimum == 0 and maximum is None:
-        return dfa.to_automaton(encoding.json_plain)
-    return lengths.product(dfa, minimum, maximum, encoding.json_plain)
+        return dfa.to_automaton(encode)
+    return lengths.product(dfa, minimum, maximum, encode)

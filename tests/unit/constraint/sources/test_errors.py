@@ -61,7 +61,7 @@ def error_of(kind: Kind, text: str) -> ServiceError:
         ),
         ('{"uniqueItems": true}', UnsupportedConstruct, {"pointer": "/uniqueItems"}),
         ('{"patternProperties": {"^a": {}}}', UnsupportedConstruct, {"pointer": "/patternProperties"}),
-        ('{"format": "iri"}', UnsupportedConstruct, {"pointer": "/format"}),
+        ('{"format": "color"}', UnsupportedConstruct, {"pointer": "/format"}),
         ('{"oneOf": [{"type": "integer"}, {"minimum": 2}]}', UnsupportedConstruct, {"pointer": "/oneOf"}),
         ('{"$ref": "https://example.com/s.json"}', UnsupportedConstruct, {"pointer": "/$ref"}),
         ('{"$ref": "#/$defs/none"}', UnsupportedConstruct, {"pointer": "/$ref"}),

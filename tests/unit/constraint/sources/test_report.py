@@ -53,13 +53,14 @@ def test_every_keyword_is_reported_in_order() -> None:
     assert notes["/$defs/unused"] == "a definition that nothing refers to"
 
 
-def test_documentation_lists_every_keyword_as_the_code_has_it() -> None:
+def documented(section: str) -> dict[str, str]:
+    """Return the names in a section's table and what the documentation says of each."""
     text = (Path(__file__).parents[4] / "docs" / "json-schema.md").read_text()
-    rows = {
-        name: status
-        for names, status in re.findall(r"^\| (`.*?`) \| (masked|annotation|refused)", text, re.M)
-        for name in re.findall(r"`([^`]+)`", names)
-    }
+    rows = re.findall(r"^\| (`.*?`) \| (\w+)", text.split(f"## {section}\n")[1].split("\n## ")[0], re.M)
+    return {name: status for names, status in rows for name in re.findall(r"`([^`]+)`", names)}
+
+
+def test_documentation_lists_every_keyword_as_the_code_has_it() -> None:
     masked = {
         *kw.NUMBER_KEYWORDS,
         *kw.STRING_KEYWORDS,
@@ -73,5 +74,9 @@ def test_documentation_lists_every_keyword_as_the_code_has_it() -> None:
         | dict.fromkeys(kw.ANNOTATIONS | kw.DEFINITIONS, "annotation")
         | dict.fromkeys(kw.REFUSED, "refused")
     )
-    assert rows == expected
-    assert set(re.findall(r"^\| `([a-z0-9-]+)` +\| ", text.split("## Formats")[1].split("##")[0], re.M)) == set(FORMATS)
+    assert documented("Keywords") == expected
+
+
+def test_documentation_lists_every_format_as_the_code_has_it() -> None:
+    expected = {name: "masked" if known.check is None else "checked" for name, known in FORMATS.items()}
+    assert documented("Formats") == expected
