@@ -1,16 +1,23 @@
 """Keys parted by the patterns that they match: expressions against another regular expression library."""
 
+import random
+from dataclasses import dataclass
+from typing import Any
+
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from services.constraint.core.grammar import Expression, Grammar
+from services.constraint.core.engine import TERMINATED, Matcher, TokenTrie, compile_grammar
+from services.constraint.core.grammar import Alternation, Bytes, Expression, Grammar, Sequence
+from services.constraint.core.reference import Reference as Twin
 from services.constraint.core.regex import automaton
 from services.constraint.sources.json_schema.key_classes import KeyClass, key_classes, matches_key
 from services.constraint.sources.json_schema.keys import any_key_but, key_bytes
 from services.constraint.sources.json_schema.nodes import String
 from services.constraint.sources.json_schema.strings import PLAIN_STRING
 from services.constraint.validation.ecma import compiled
+from services.vocabulary import allowed_token_ids
 from tests.support import derivation
 
 SAMPLES = (
@@ -99,3 +106,47 @@ def test_too_many_combinations(monkeypatch: pytest.MonkeyPatch) -> None:
         expected = [()] + [(index,) for index, pattern in enumerate(patterns) if matches_key(pattern, key)]
         is_wanted = key not in ("", "ab", "aba")
         assert [one.matched for one in classes if accepts(one.keys, key)] == (expected if is_wanted else []), key
+
+
+PIECES = [*"abcx-_01:", '"', "\\", "n", "u", " ", "é", "中", "🦜"]
+words = st.lists(st.lists(st.sampled_from(PIECES), min_size=2, max_size=5).map("".join), min_size=10, max_size=30)
+
+
+@dataclass(frozen=True)
+class Words:
+    """As much of a vocabulary as masks need."""
+
+    token_bytes: tuple[bytes | None, ...]
+    eos_token_ids: tuple[int, ...]
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.token_bytes)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    names=st.sets(texts, max_size=3),
+    found=st.lists(patterns, min_size=1, max_size=2, unique=True).map(tuple),
+    tokens=words.map(lambda found: [word.encode() for word in found]),
+    rng=st.randoms(use_true_random=False),
+)
+def test_masks_of_classes_are_what_the_twin_finds(
+    names: set[str], found: tuple[str, ...], tokens: list[bytes], rng: random.Random
+) -> None:
+    classes, _ = key_classes(names, found, None)
+    assume(classes)
+    members = [Sequence((one.keys, Bytes(b":" * number))) for number, one in enumerate(classes, 1)]
+    grammar = compile_grammar(Grammar("start", {"start": Alternation(tuple(members))}))
+    every_byte = [bytes([byte]) for byte in "".join(PIECES).encode()]
+    vocabulary: Any = Words((*dict.fromkeys((*every_byte, *tokens)), None), (len({*every_byte, *tokens}),))
+    matcher, twin = Matcher(grammar, TokenTrie(vocabulary), forcing="off"), Twin(grammar)
+    state, mine = matcher.start, twin.start
+    for _ in range(6):
+        allowed = allowed_token_ids(matcher.guidance(state).bitmask, vocabulary.vocab_size).tolist()
+        assert {*allowed} == twin.allowed(mine, vocabulary.token_bytes, vocabulary.eos_token_ids)
+        token_id = rng.choice(allowed)
+        state = matcher.accept(state, [token_id])
+        if state == TERMINATED:
+            break
+        mine = twin.after(mine, vocabulary.token_bytes[token_id])

@@ -16,11 +16,13 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from services.constraint.core.grammar import NOTHING, Automaton, Expression
-from services.constraint.core.regex import charset, encoding
+from services.constraint.core.regex import encoding
 from services.constraint.core.regex.automaton import Dfa
 from services.constraint.core.regex.charset import Ranges
 from services.constraint.core.regex.encoding import ByteClass, ByteSequence
 from services.constraint.sources.json_schema.keys import QUOTE, Row, key_bytes, row_without
+
+MIN_FIRST_BYTES = 16
 
 
 def write(dfa: Dfa, names: Iterable[str]) -> Expression:
@@ -37,9 +39,8 @@ class _Writer:
 
     def __init__(self, dfa: Dfa) -> None:
         self._dfa = dfa
-        most = [_most(out) for out in dfa.edges]
-        # Of each state the loop that most characters lead into.
-        self._loops = [loop if loop is not None and most[loop] == loop else None for loop in most]
+        self._is_loop = [any(_is_wide(edge) for edge in out if edge[1] == state) for state, out in enumerate(dfa.edges)]
+        self._loops = [self._loop_of(state) for state in range(len(dfa.edges))]
         self._closed, self._closing, self._start = range(len(dfa.edges), len(dfa.edges) + 3)
         self._num_states = self._start + 1
         self._rows: dict[int, Row] = {self._closing: ((QUOTE, QUOTE, self._closed),)}
@@ -58,6 +59,16 @@ class _Writer:
         self._rows[self._start] = ((QUOTE, QUOTE, root),)
         edges = tuple([(source, *edge) for source, row in self._rows.items() for edge in row])
         return Automaton(self._start, (self._closed,), edges, tuple(self._epsilons), tuple(self._bases.items()))
+
+    def _loop_of(self, state: int) -> int | None:
+        """Return the loop that all but few characters lead into."""
+        out = self._dfa.edges[state]
+        if self._is_loop[state]:
+            return state
+        for _, loop in out:
+            if self._is_loop[loop] and not _is_wide(*(edge for edge in out if edge[1] != loop)):
+                return loop
+        return None
 
     def _new_state(self, row: Row) -> int:
         self._rows[self._num_states] = row
@@ -153,9 +164,10 @@ class _Writer:
         self._bases[node] = self._closing if is_between else place
 
 
-def _most(out: tuple[tuple[Ranges, int], ...]) -> int | None:
-    """Return where most characters lead."""
-    return max(out, key=lambda edge: charset.size(edge[0]))[1] if out else None
+def _is_wide(*edges: tuple[Ranges, int]) -> bool:
+    """Tell whether characters begin with many bytes."""
+    row = _places(tuple(ranges for ranges, _ in edges))[-1]
+    return sum(high - low + 1 for low, high, _ in row) >= MIN_FIRST_BYTES
 
 
 @lru_cache(maxsize=1024)
