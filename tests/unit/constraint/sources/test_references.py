@@ -147,8 +147,8 @@ def test_documents_have_their_own_drafts() -> None:
 
 def test_places_of_other_documents_come_behind() -> None:
     found = references({"a": [{}], "b": {"$ref": "urn:x#/d"}, "$ref": "urn:x"}, {"urn:x": {"c": 1, "d": {"e": True}}})
-    places = ["/a/0", "/b", "urn:x#/c", "urn:x#/d/e"]
-    assert sorted(places[::-1], key=found.order) == places
+    places = ["urn:x#/d/e", "/b", "urn:x#/c", "/a/0"]
+    assert sorted(places, key=found.order) == ["/a/0", "/b", "urn:x#/c", "urn:x#/d/e"]
     assert found.order("/a/0") == (0, 0)
 
 
