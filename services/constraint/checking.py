@@ -24,6 +24,7 @@ from typing import Any, Final, Literal, Protocol, get_args, get_type_hints
 
 import numpy as np
 
+from services.constraint.checks import AnyMatcher, TokenClasses, checked
 from services.constraint.core.engine import Forcing, Matcher, TokenTrie, compile_grammar, warm_up
 from services.constraint.sources import (
     ConstraintSource,
@@ -253,6 +254,7 @@ class Checker:
         """Make all that comes from the vocabulary alone, and load what is loaded when first used."""
         self.vocabulary = vocabulary
         self._trie = TokenTrie(vocabulary)
+        self._classes = TokenClasses(self._trie)
         self._row = np.zeros(bitmask_words(vocabulary.vocab_size), np.int32)
         warm_up(self._trie, common_grammar())
         for source in (
@@ -315,7 +317,7 @@ class Checker:
             failed_at_byte=self._failed_at_byte(matcher, case.tests[0].text) if case.tests else None,
         )
 
-    def matcher(self, schema: str) -> Matcher:
+    def matcher(self, schema: str) -> AnyMatcher:
         """Compile a JSON Schema for the vocabulary, with every cut open.
 
         Raises:
@@ -325,13 +327,14 @@ class Checker:
 
     def _compile(
         self, source: ConstraintSource, options: SourceOptions, forcing: Forcing
-    ) -> tuple[Matcher, tuple[KeywordReport, ...], float]:
+    ) -> tuple[AnyMatcher, tuple[KeywordReport, ...], float]:
         started = perf_counter_ns()
         built = build(source, options)
-        matcher = Matcher(compile_grammar(built.grammar), self._trie, forcing=forcing)
+        grammar = Matcher(compile_grammar(built.grammar), self._trie, forcing=forcing)
+        matcher = checked(grammar, source, options, built.inexact, self._classes)
         return matcher, built.keywords, (perf_counter_ns() - started) / 1e3
 
-    def _walk(self, matcher: Matcher, token_ids: Sequence[int] | None, times_us: list[float]) -> int | None:
+    def _walk(self, matcher: AnyMatcher, token_ids: Sequence[int] | None, times_us: list[float]) -> int | None:
         """Return the index of the first token that is not allowed, the end token included; None when all are."""
         if token_ids is None:
             return None
@@ -344,7 +347,7 @@ class Checker:
         times_us.append(self._timed_mask(matcher, state))
         return None if any(map(self._allows, self.vocabulary.eos_token_ids)) else len(token_ids)
 
-    def _timed_mask(self, matcher: Matcher, state: int) -> float:
+    def _timed_mask(self, matcher: AnyMatcher, state: int) -> float:
         row = self._row
         started = perf_counter_ns()
         matcher.fill_bitmask(state, row)
@@ -353,7 +356,7 @@ class Checker:
     def _allows(self, token_id: int) -> bool:
         return bool(self._row[token_id >> 5] >> (token_id & 31) & 1)
 
-    def _witness(self, matcher: Matcher) -> bytes:
+    def _witness(self, matcher: AnyMatcher) -> bytes:
         token_ids: list[int] = []
         guidance = matcher.guidance(matcher.start)
         while len(token_ids) < _MAX_WITNESS_TOKENS:
@@ -364,7 +367,7 @@ class Checker:
             guidance = matcher.guidance(matcher.accept(guidance.after_forced, token_ids[-1:]))
         return self.vocabulary.decode(token_ids)
 
-    def _failed_at_byte(self, matcher: Matcher, text: str) -> int | None:
+    def _failed_at_byte(self, matcher: AnyMatcher, text: str) -> int | None:
         token_ids = spell(self.vocabulary, text)
         if token_ids is None:
             raise InvalidRequest("no tokens of this vocabulary spell the text", field="text")

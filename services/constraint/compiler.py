@@ -14,6 +14,7 @@ import structlog
 
 from services.constraint import metrics, stored_grammar
 from services.constraint.cache import GrammarStore
+from services.constraint.checks import TokenClasses, checked
 from services.constraint.compiling import CompileLimits
 from services.constraint.core import engine
 from services.constraint.core.engine import (
@@ -69,6 +70,7 @@ class GrammarCompiler:
         self.table: Final = GrammarTable(settings.max_grammar_memory_bytes)
         self._settings = settings
         self._trie = trie
+        self._classes = TokenClasses(trie)
         self._store = store
         self._processes = processes
         self._threads = threads
@@ -159,8 +161,16 @@ class GrammarCompiler:
             task = asyncio.create_task(self._store.put(grammar_id, stored))
             self._background.add(task)
             task.add_done_callback(self._background.discard)
+        inexact = stored.inexact
         matcher = await _run_in(
-            self._builders, lambda: Matcher(compiled, self._trie, forcing=forcing, limits=self._matcher_limits)
+            self._builders,
+            lambda: checked(
+                Matcher(compiled, self._trie, forcing=forcing, limits=self._matcher_limits),
+                source,
+                options,
+                inexact,
+                self._classes,
+            ),
         )
         lease = Lease(grammar_id, matcher, stored.keywords)
         self.table.add(lease)

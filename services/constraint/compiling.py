@@ -75,9 +75,8 @@ def compile_source(
     put_in_force(limits)
     try:
         built = build(source, options)
-        return StoredGrammar(
-            compile_grammar(built.grammar, max_states=limits.max_states).to_bytes(), tuple(built.keywords)
-        )
+        compiled = compile_grammar(built.grammar, max_states=limits.max_states)
+        return StoredGrammar(compiled.to_bytes(), built.keywords, built.inexact)
     except RecursionError:
         name = "max_schema_depth" if source.kind == "json_schema" else "max_group_depth"
         value = getattr(limits, name)

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from services.constraint import metrics
-from services.constraint.core.matcher import Forcing, Matcher
+from services.constraint.checks import AnyMatcher
+from services.constraint.core.matcher import Forcing
 from services.constraint.sources import ConstraintSource, KeywordReport, SourceOptions
 from services.rpckit.status import LeaseExpired
 
@@ -23,7 +24,7 @@ class Lease:
     """A grammar that is held."""
 
     grammar_id: str
-    matcher: Matcher
+    matcher: AnyMatcher
     keywords: tuple[KeywordReport, ...]
 
 

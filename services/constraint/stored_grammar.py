@@ -10,7 +10,7 @@ from typing import Final
 
 from services.constraint.sources import KeywordReport
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 """Of the stored value; another version has other keys, so old entries are never read and expire."""
 
 _MAGIC: Final = b"ESPG"
@@ -20,14 +20,17 @@ _HEADER: Final = struct.Struct("<4sI32sI")
 
 @dataclass(frozen=True, slots=True)
 class StoredGrammar:
-    """A compiled grammar as it is kept: the engine's own bytes, and the report that goes with it."""
+    """A compiled grammar as it is kept: the engine's own bytes, and what goes with it; fields as in `BuiltSource`."""
 
     compiled: bytes
     keywords: tuple[KeywordReport, ...]
+    inexact: frozenset[str] | None = None
 
     def to_bytes(self) -> bytes:
         """Pack: header, report as JSON, engine's bytes."""
-        report = json.dumps([asdict(keyword) for keyword in self.keywords], ensure_ascii=False).encode()
+        inexact = None if self.inexact is None else sorted(self.inexact)
+        keywords = [asdict(keyword) for keyword in self.keywords]
+        report = json.dumps({"keywords": keywords, "inexact": inexact}, ensure_ascii=False).encode()
         body = report + self.compiled
         checksum = hashlib.sha256(struct.pack("<I", len(report)) + body).digest()
         return _HEADER.pack(_MAGIC, FORMAT_VERSION, checksum, len(report)) + body
@@ -48,4 +51,6 @@ class StoredGrammar:
         if hashlib.sha256(struct.pack("<I", report_bytes) + body).digest() != checksum:
             raise ValueError("checksum does not match")
         report = json.loads(body[:report_bytes])
-        return cls(body[report_bytes:], tuple(KeywordReport(**keyword) for keyword in report))
+        keywords = tuple(KeywordReport(**keyword) for keyword in report["keywords"])
+        inexact = report["inexact"]
+        return cls(body[report_bytes:], keywords, None if inexact is None else frozenset(inexact))

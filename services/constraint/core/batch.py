@@ -65,8 +65,8 @@ class _Part:
 
     def __init__(self, matchers: Sequence[Matcher], items: list[int]) -> None:
         # A forced token is cut by the tokenizer, which no kernel can ask.
-        self._by_kernel = [item for item in items if matchers[item].forcing == "off"]
-        self._others = [item for item in items if matchers[item].forcing != "off"]
+        self._by_kernel = [item for item in items if matchers[item].is_plain]
+        self._others = [item for item in items if not matchers[item].is_plain]
         self._matchers = matchers
         # Locks are always taken in the same order, so that two batches cannot wait for each other.
         mine = {id(matchers[item]): matchers[item] for item in self._by_kernel}

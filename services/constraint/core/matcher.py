@@ -89,7 +89,7 @@ class Matcher:
         self.min_bytes = compiled.min_bytes
         self._vocabulary = trie.vocabulary
         self._max_witness_tokens = limits.max_witness_tokens
-        self._trie = trie
+        self.trie: Final = trie
         self.forcing: Final = forcing
         self.lock: Final = threading.Lock()  # whoever calls a kernel on `configurations` holds it
         self.configurations: Final = Configurations(
@@ -106,6 +106,11 @@ class Matcher:
         self._no_mask = np.zeros(bitmask_words(trie.vocabulary.vocab_size), np.int32)
         self._no_mask.flags.writeable = False
         self.start = self.configurations.start
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its states and masks are what the kernels alone say: no token is forced."""
+        return self.forcing == "off"
 
     @property
     def num_bytes(self) -> int:
@@ -240,7 +245,7 @@ class Matcher:
         if token is None or not text.startswith(token):
             return None  # the tokenizer puts something before a text, or changes it
         ends_here = len(text) == num_bytes < len(window) and self.configurations.is_final(behind)
-        if not ends_here and self._trie.reaches_past(np.frombuffer(text, np.uint8), len(token)):
+        if not ends_here and self.trie.reaches_past(np.frombuffer(text, np.uint8), len(token)):
             return None  # what follows could have been cut together with this
         return first
 
@@ -255,9 +260,9 @@ class Matcher:
             token_id = self._forced_token(at)
             if token_id is None:
                 num_bytes = self.configurations.call(
-                    kernel.shortest_bytes, at, self._trie.usable_bytes, self._window[: self._trie.max_token_bytes]
+                    kernel.shortest_bytes, at, self.trie.usable_bytes, self._window[: self.trie.max_token_bytes]
                 )
-                found = self._trie.longest_prefix(self._window[:num_bytes])
+                found = self.trie.longest_prefix(self._window[:num_bytes])
                 assert found is not None  # each usable byte has a token of its own
                 token_id = found[0]
             if len(chain) >= self._max_witness_tokens:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from services.constraint.core.compiling import compiled
 from services.constraint.core.pointers import PointerTable
 from services.constraint.core.spans import VocabularySpans
-from services.constraint.core.tables import TrieArrays, Uint8s, VocabularyArrays
+from services.constraint.core.tables import Int32s, TrieArrays, Uint8s, VocabularyArrays
 from services.constraint.core.trie_layout import build_trie
 from services.vocabulary import Vocabulary, bitmask_words
 
@@ -49,6 +49,10 @@ class TokenTrie:
         """Tell whether a token that starts in the first `num_starts` bytes of `text` may go on behind its end."""
         return bool(_reaches_past(self.arrays, text, num_starts))
 
+    def clear_along(self, text: bytes, num_bytes: int, row: Int32s) -> None:
+        """Take off a bitmask (words,) the tokens that begin with `text`, and those that are its first n bytes, n >= `num_bytes`."""
+        _clear_along(self.arrays, np.frombuffer(text, np.uint8), num_bytes, row)
+
 
 def _joined(tokens: list[bytes]) -> tuple[Uint8s, npt.NDArray[np.int64]]:
     """Return the tokens' bytes one after the other, and where each begins, with the end behind the last."""
@@ -71,6 +75,24 @@ def _longest_prefix(trie: TrieArrays, text: Uint8s) -> tuple[int, int]:
         stop = trie.end[node]
         node += 1
     return best, best_length
+
+
+@compiled
+def _clear_along(trie: TrieArrays, text: Uint8s, num_bytes: int, row: Int32s) -> None:
+    """Clear the tokens that end on the way along `text` from `num_bytes` bytes on, and all that begin with it."""
+    node, stop = 0, len(trie.byte)
+    for i in range(len(text)):
+        while node < stop and trie.byte[node] != text[i]:
+            node = trie.end[node]
+        if node >= stop:
+            return
+        last = trie.end[node] if i + 1 == len(text) else node + 1
+        if i + 1 >= num_bytes:
+            for j in range(trie.token_start[node], trie.token_start[last]):
+                token_id = trie.token_id[j]
+                row[token_id >> 5] &= ~(np.int32(1) << np.int32(token_id & 31))
+        stop = trie.end[node]
+        node += 1
 
 
 @compiled

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from services.constraint.core.grammar import Grammar
 from services.constraint.sources.source import (
     BuiltSource,
@@ -12,6 +14,9 @@ from services.constraint.sources.source import (
     Whitespace,
 )
 from services.rpckit.status import InvalidRequest
+
+if TYPE_CHECKING:
+    from services.constraint.sources.json_schema.obligations import Obligations
 
 
 def build(source: ConstraintSource, options: SourceOptions) -> BuiltSource:
@@ -41,6 +46,15 @@ def build(source: ConstraintSource, options: SourceOptions) -> BuiltSource:
     return build_lark_source(source.text)
 
 
+def obligations(source: ConstraintSource, options: SourceOptions, inexact: frozenset[str]) -> Obligations:
+    """Return what is left to check of a JSON Schema that was built; `inexact` is what `build` said."""
+    from services.constraint.sources.json_schema import obligations as of_json  # noqa: PLC0415
+
+    assert source.kind == "json_schema"
+    assert source.text is not None
+    return of_json(source.text, options, inexact)
+
+
 def common_grammar() -> Grammar:
     """Return a grammar of what many constraints have in them, for the engine to know ahead."""
     from services.constraint.sources.json_schema import common_grammar as of_json  # noqa: PLC0415
@@ -57,4 +71,5 @@ __all__ = [
     "Whitespace",
     "build",
     "common_grammar",
+    "obligations",
 ]

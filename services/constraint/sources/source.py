@@ -74,7 +74,11 @@ class KeywordReport:
 
 @dataclass(frozen=True, slots=True)
 class BuiltSource:
-    """A grammar and, for JSON Schema, how each keyword is honoured, in the order of the source."""
+    """A grammar and, for JSON Schema, how each keyword is honoured, in the order of the source.
+
+    `inexact` has the pointers of what the grammar takes texts too many for; None where there is nothing to check.
+    """
 
     grammar: Grammar
     keywords: tuple[KeywordReport, ...] = ()
+    inexact: frozenset[str] | None = None

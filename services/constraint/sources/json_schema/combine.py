@@ -1,45 +1,54 @@
-"""Merges the parts of `allOf` and of keywords that stand beside each other, and proves the options of `oneOf` disjoint.
+"""Merges the parts of `allOf` and of keywords that stand beside each other into what a grammar can say.
 
 A node is first spread into *leaves*, one type each; two nodes' values in common are then those that pairs of leaves
 have in common. Values within values stay unmerged until they are asked for, and one combination of nodes is one node,
 so that recursive schemas merge into recursive ones.
+
+Where a grammar cannot say all of a node, its leaves have some values too many, never one too few, and the pointer of
+the keyword that is to blame goes to `inexact`: a check decides those values while they are written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from decimal import Decimal
-from math import lcm
+from dataclasses import dataclass
 
+from services.constraint.sources.json_schema.complement import complement
+from services.constraint.sources.json_schema.evaluate import Evaluator, parts_of
 from services.constraint.sources.json_schema.nodes import (
     ANY,
-    EVERY_TYPE,
+    BOOLEAN,
     NONE,
+    NULL,
+    NUMBER,
+    STRING,
     AllOf,
     AnyOf,
     AnyValue,
     Array,
-    Boolean,
+    Conditional,
     Constants,
-    Json,
     Leaf,
+    Members,
     Node,
+    Not,
     NoValue,
-    Null,
     Number,
     Object,
     OneOf,
     Ref,
     String,
+    Unevaluated,
 )
 from services.constraint.sources.json_schema.numeric import Bound
-from services.constraint.sources.json_schema.strings import matches
-from services.rpckit.status import GrammarTooLarge, UnsupportedConstruct
 
 # Pairs of leaves that one combination may give; each costs about 5 us.
 MAX_LEAVES = 512
 # How deep values within values are looked at to prove that two objects have nothing in common.
 _MAX_PROOF_DEPTH = 3
+_COMPOUND = AnyOf | OneOf | AllOf | Not | Conditional | Unevaluated | Ref
+
+Leaves = tuple[Leaf | AnyValue, ...]
 
 
 class Combiner:
@@ -47,72 +56,99 @@ class Combiner:
 
     def __init__(self, targets: Mapping[str, Node]) -> None:
         self._targets = targets
+        self._evaluator = Evaluator(targets)
         self._combined: dict[tuple[int, ...], Node] = {}
-        self._leaves: dict[int, tuple[Leaf | AnyValue, ...]] = {}
+        self._leaves: dict[int, Leaves] = {}
+        self._replaced: dict[int, Node] = {}  # what stands for a `not`, a condition or unevaluated members
+        self._parents: dict[int, tuple[Leaf, Leaf]] = {}  # of merged leaves
         self._kept: list[Node] = []  # ids are keys, so what they name must live
+        self.inexact: set[str] = set()
+        """Pointers of the keywords, and of whole schemas, whose leaves have values too many."""
 
-    def leaves(self, node: Node) -> tuple[Leaf | AnyValue, ...]:
-        """Return leaves that together have exactly the node's values.
-
-        Raises:
-            UnsupportedConstruct: a `oneOf` whose options may overlap.
-            GrammarTooLarge: more than MAX_LEAVES.
-        """
+    def leaves(self, node: Node) -> Leaves:
+        """Return leaves that together have the node's values, and others only where `inexact` says so."""
         return self._spread(node, ())
 
-    def _spread(self, node: Node, within: tuple[str, ...]) -> tuple[Leaf | AnyValue, ...]:
-        if not isinstance(node, AnyOf | OneOf | AllOf | Ref):
+    def blame(self, leaf: Leaf, keyword: str) -> None:
+        """Note that a grammar cannot say what this keyword does to a leaf: in all the schemas that it was merged from."""
+        todo: list[Leaf] = [leaf]
+        while todo:
+            at = todo.pop()
+            parents = self._parents.get(id(at))
+            if parents is not None:
+                todo.extend(parents)
+            elif isinstance(at, Number | String | Array | Object):
+                self.inexact.add(f"{at.pointer}/{keyword}")
+
+    def _spread(self, node: Node, within: tuple[str, ...]) -> Leaves:
+        if not isinstance(node, _COMPOUND):
             return () if isinstance(node, NoValue) else (node,)
         known = self._leaves.get(id(node))
         if known is not None:
             return known
-        result: tuple[Leaf | AnyValue, ...]
-        if isinstance(node, Ref):
-            # A definition that is itself without anything around it has no value of its own: the least fixed point.
-            result = () if node.target in within else self._spread(self._targets[node.target], (*within, node.target))
-        elif isinstance(node, AllOf):
-            result = (ANY,)
-            for part in node.parts:
-                result = self._common_leaves(result, self._spread(part, within), node.pointer)
-        else:
-            if isinstance(node, OneOf):
-                self.check_disjoint(node)
-            result = tuple(leaf for option in node.options for leaf in self._spread(option, within))
-            if any(isinstance(leaf, AnyValue) for leaf in result):
+        result: Leaves
+        match node:
+            case Ref(target):
+                # A definition that is itself without anything around it has no value: the least fixed point.
+                result = () if target in within else self._spread(self._targets[target], (*within, target))
+            case AllOf(parts):
                 result = (ANY,)
+                for part in parts:
+                    result = self._common_leaves(result, self._spread(part, within), node.pointer)
+            case AnyOf(options):
+                result = self._union(options, within)
+            case OneOf(options):
+                if not self.are_disjoint(node):
+                    self.inexact.add(node.pointer)
+                result = self._union(options, within)
+            case Not() | Conditional() | Unevaluated():
+                if id(node) not in self._replaced:
+                    self._replaced[id(node)] = self._replacement(node)
+                    self._kept.append(node)
+                result = self._spread(self._replaced[id(node)], within)
         if not within:
             self._leaves[id(node)] = result
             self._kept.append(node)
         return result
 
-    def _common_leaves(
-        self, left: tuple[Leaf | AnyValue, ...], right: tuple[Leaf | AnyValue, ...], pointer: str
-    ) -> tuple[Leaf | AnyValue, ...]:
+    def _union(self, options: tuple[Node, ...], within: tuple[str, ...]) -> Leaves:
+        result = tuple(leaf for option in options for leaf in self._spread(option, within))
+        return (ANY,) if any(isinstance(leaf, AnyValue) for leaf in result) else result
+
+    def _replacement(self, node: Not | Conditional | Unevaluated) -> Node:
+        """Return a node of other kinds with the same values, or more."""
+        match node:
+            case Not(inner, pointer):
+                other = complement(inner, self._targets)
+                if other is None:
+                    self.inexact.add(pointer)
+                return ANY if other is None else other
+            case Conditional(condition, then, otherwise, pointer):
+                other = complement(condition, self._targets)
+                if other is None:
+                    self.inexact.add(pointer)
+                    other = ANY
+                return AnyOf((AllOf((condition, then), ""), AllOf((other, otherwise), "")))
+            case Unevaluated():
+                return self._without_unevaluated(node)
+
+    def _common_leaves(self, left: Leaves, right: Leaves, pointer: str) -> Leaves:
         if len(left) * len(right) > MAX_LEAVES:
-            raise GrammarTooLarge(
-                f"{pointer or 'the schema'}: combining its parts gives more than {MAX_LEAVES} cases "
-                "(limit max_combined_cases); "
-                "write the cases out, or split the schema",
-                limit="max_combined_cases",
-                value=MAX_LEAVES,
-                pointer=pointer,
-            )
+            self.inexact.add(pointer)
+            return min(left, right, key=len)
         return tuple(leaf for a in left for b in right for leaf in self._common(a, b))
 
-    def check_disjoint(self, node: OneOf) -> None:
-        """Raise UnsupportedConstruct unless no two options of a `oneOf` have a value in common."""
+    def are_disjoint(self, node: OneOf) -> bool:
+        """Tell whether provably no two options of a `oneOf` have a value in common."""
         spread = [self.leaves(option) for option in node.options]
-        for i, left in enumerate(spread):
-            for j in range(i + 1, len(spread)):
-                if any(not self._is_empty(leaf, 0) for a in left for b in spread[j] for leaf in self._common(a, b)):
-                    raise UnsupportedConstruct(
-                        f"{node.pointer}: options {i} and {j} may both hold for one value, and oneOf "
-                        "is enforced only where no two can; "
-                        "use anyOf, or tell them apart by type, or by a required property with a const in each",
-                        name="oneOf",
-                        keyword="oneOf",
-                        pointer=node.pointer,
-                    )
+        return not any(
+            not self._is_empty(leaf, 0)
+            for i, left in enumerate(spread)
+            for right in spread[i + 1 :]
+            for a in left
+            for b in right
+            for leaf in self._common(a, b)
+        )
 
     def all_of(self, *nodes: Node) -> Node:
         """Return the node of the values that all have; the same nodes give the same node."""
@@ -130,7 +166,12 @@ class Combiner:
         combined = self._combined.get(key)
         if combined is None:
             combined = self._combined[key] = AllOf(tuple(parts.values()), "")
+            self._kept.extend(parts.values())
         return combined
+
+    def member(self, node: Object, name: str) -> Node:
+        """Return the node of an object's member of this name."""
+        return self.all_of(*parts_of(node, name))
 
     def _parts(self, node: Node) -> Iterator[Node]:
         for _ in range(len(self._targets) + 1):
@@ -143,7 +184,7 @@ class Combiner:
         elif not isinstance(node, AnyValue):
             yield node
 
-    def _common(self, a: Leaf | AnyValue, b: Leaf | AnyValue) -> tuple[Leaf | AnyValue, ...]:
+    def _common(self, a: Leaf | AnyValue, b: Leaf | AnyValue) -> Leaves:
         """Return the values that two leaves have in common: one leaf, or none."""
         if isinstance(a, AnyValue):
             return (b,)
@@ -153,9 +194,9 @@ class Combiner:
         if isinstance(a, Constants) or isinstance(b, Constants):
             constants, other = (a, b) if isinstance(a, Constants) else (b, a)
             assert isinstance(constants, Constants)
-            result = Constants(tuple(value for value in constants.values if self.accepts(other, value)))
+            result = Constants(tuple(value for value in constants.values if self._evaluator.holds(other, value)))
         elif isinstance(a, Number) and isinstance(b, Number):
-            result = _common_number(a, b)
+            result = common_number(a, b)
         elif isinstance(a, String) and isinstance(b, String):
             result = String(
                 max(a.min_length, b.min_length),
@@ -167,12 +208,21 @@ class Combiner:
         elif isinstance(a, Array) and isinstance(b, Array):
             result = self._common_array(a, b)
         elif isinstance(a, Object) and isinstance(b, Object):
-            result = self._common_object(a, b)
+            result = Object(
+                (*a.members, *b.members),
+                a.required | b.required,
+                max(a.min_properties, b.min_properties),
+                _least(a.max_properties, b.max_properties),
+                self.all_of(a.names, b.names),
+                a.pointer,
+            )
         elif type(a) is type(b):
-            result = a
+            return (a,)
         else:
             return ()
-        return () if _is_plainly_empty(result) else (result,)
+        self._parents[id(result)] = (a, b)
+        self._kept.append(result)
+        return () if self._is_plainly_empty(result) else (result,)
 
     def _common_array(self, a: Array, b: Array) -> Array:
         length = max(len(a.prefix), len(b.prefix))
@@ -181,34 +231,29 @@ class Combiner:
             for i in range(length)
         )
         return Array(
-            prefix, self.all_of(a.rest, b.rest), max(a.min_items, b.min_items), _least(a.max_items, b.max_items)
+            prefix,
+            self.all_of(a.rest, b.rest),
+            max(a.min_items, b.min_items),
+            _least(a.max_items, b.max_items),
+            (*a.contains, *b.contains),
+            a.is_unique or b.is_unique,
+            pointer=a.pointer,
         )
 
-    def _common_object(self, a: Object, b: Object) -> Object:
-        properties = {
-            name: self.all_of(a.properties.get(name, a.additional), b.properties.get(name, b.additional))
-            for name in dict.fromkeys((*a.properties, *b.properties))
-        }
-        return Object(
-            properties,
-            a.required | b.required,
-            self.all_of(a.additional, b.additional),
-            max(a.min_properties, b.min_properties),
-            _least(a.max_properties, b.max_properties),
-            a.pointer,
-        )
+    def is_empty(self, node: Node) -> bool:
+        """Tell whether a node provably has no value; False means only that no proof was found."""
+        return all(self._is_empty(leaf, _MAX_PROOF_DEPTH - 1) for leaf in self.leaves(node))
 
     def _is_empty(self, leaf: Leaf | AnyValue, depth: int) -> bool:
-        """Tell whether a leaf provably has no value; False means only that no proof was found."""
         if isinstance(leaf, AnyValue):
             return False
-        if _is_plainly_empty(leaf):
+        if self._is_plainly_empty(leaf):
             return True
         if depth >= _MAX_PROOF_DEPTH:
             return False
         inner: list[Node] = []
         if isinstance(leaf, Object):
-            inner = [leaf.properties[name] for name in leaf.required]
+            inner = [self.member(leaf, name) for name in leaf.required]
         elif isinstance(leaf, Array):
             inner = [
                 leaf.prefix[i] if i < len(leaf.prefix) else leaf.rest
@@ -216,94 +261,135 @@ class Combiner:
             ]
         return any(all(self._is_empty(part, depth + 1) for part in self.leaves(node)) for node in inner)
 
-    def accepts(self, node: Node, value: Json) -> bool:
-        """Tell whether a value is one of the node's."""
-        match node:
-            case AnyValue():
-                return True
-            case NoValue():
-                return False
-            case AnyOf() | OneOf() | AllOf() | Ref():
-                return any(self.accepts(leaf, value) for leaf in self.leaves(node))
-            case Null():
-                return value is None
-            case Boolean():
-                return isinstance(value, bool)
-            case Number():
-                return isinstance(value, int | Decimal) and not isinstance(value, bool) and _is_within(node, value)
-            case String():
-                return isinstance(value, str) and matches(node, value)
+    def _is_plainly_empty(self, leaf: Leaf) -> bool:
+        match leaf:
             case Constants(values):
-                wanted = identity(value)
-                return any(identity(other) == wanted for other in values)
+                return not values
+            case Number(_, low, high):
+                return (
+                    low is not None
+                    and high is not None
+                    and (
+                        low.value > high.value or (low.value == high.value and (low.is_exclusive or high.is_exclusive))
+                    )
+                )
+            case String(low_length, high_length):
+                return high_length is not None and low_length > high_length
             case Array():
-                return isinstance(value, list) and self._accepts_list(node, value)
+                return leaf.max_items is not None and leaf.min_items > leaf.max_items
             case Object():
-                return isinstance(value, dict) and self._accepts_dict(node, value)
+                maximum = leaf.max_properties
+                if maximum is not None and max(leaf.min_properties, len(leaf.required)) > maximum:
+                    return True
+                return any(isinstance(part, NoValue) for name in leaf.required for part in parts_of(leaf, name))
+        return False
 
-    def _accepts_list(self, node: Array, value: list[Json]) -> bool:
-        if len(value) < node.min_items or (node.max_items is not None and len(value) > node.max_items):
-            return False
-        return all(
-            self.accepts(node.prefix[i] if i < len(node.prefix) else node.rest, item) for i, item in enumerate(value)
-        )
+    # Unevaluated members and items
 
-    def _accepts_dict(self, node: Object, value: dict[str, Json]) -> bool:
-        if len(value) < node.min_properties or (node.max_properties is not None and len(value) > node.max_properties):
-            return False
-        if not node.required <= value.keys():
-            return False
-        return all(self.accepts(node.properties.get(name, node.additional), member) for name, member in value.items())
+    def _without_unevaluated(self, node: Unevaluated) -> Node:
+        parts: list[Node] = [node.node]
+        if node.members is not None:
+            looked = self._looked_at(node.node, set())
+            if not looked.is_sure:
+                self.inexact.add(f"{node.pointer}/unevaluatedProperties")
+            if not looked.has_rest:
+                members = Members(
+                    dict.fromkeys(looked.names, ANY), node.members, tuple((pattern, ANY) for pattern in looked.patterns)
+                )
+                parts.append(AnyOf((NULL, BOOLEAN, NUMBER, STRING, Array(), Object((members,)))))
+        if node.items is not None:
+            looked = self._looked_at(node.node, set())
+            if not looked.is_sure:
+                self.inexact.add(f"{node.pointer}/unevaluatedItems")
+            if not looked.has_rest_items:
+                items = Array((ANY,) * looked.num_items, node.items)
+                parts.append(AnyOf((NULL, BOOLEAN, NUMBER, STRING, items, Object())))
+        return parts[0] if len(parts) == 1 else AllOf(tuple(parts), "")
+
+    def _looked_at(self, node: Node, visited: set[str]) -> _LookedAt:
+        """Return what the parts of a node may look at."""
+        match node:
+            case Object():
+                names: dict[str, None] = {}
+                patterns: dict[str, None] = {}
+                for members in node.members:
+                    names.update(dict.fromkeys(members.properties))
+                    patterns.update(dict.fromkeys(pattern for pattern, _ in members.patterns))
+                has_rest = any(members.evaluates_rest for members in node.members)
+                return _LookedAt(tuple(names), tuple(patterns), has_rest)
+            case Array():
+                is_contained = node.evaluates_contained and bool(node.contains)
+                return _LookedAt(
+                    num_items=len(node.prefix),
+                    has_rest_items=node.evaluates_rest or is_contained,
+                    is_sure=not is_contained or node.evaluates_rest,
+                )
+            case Ref(target):
+                if target in visited:
+                    return _LookedAt()
+                return self._looked_at(self._targets[target], visited | {target})
+            case AllOf(parts):
+                return _looked_at_by_all([self._looked_at(part, visited) for part in parts])
+            case Unevaluated():
+                found = self._looked_at(node.node, visited)
+                return _LookedAt(
+                    found.names,
+                    found.patterns,
+                    found.has_rest or node.members is not None,
+                    found.num_items,
+                    found.has_rest_items or node.items is not None,
+                    found.is_sure,
+                )
+            case AnyOf(options) | OneOf(options):
+                found = _looked_at_by_all([self._looked_at(option, visited) for option in options])
+                # Options of one type each do not come together, and the others say nothing of its members.
+                kinds = [type(option) for option in options]
+                is_by_type = len(set(kinds)) == len(kinds) and not any(issubclass(kind, _COMPOUND) for kind in kinds)
+                return found if is_by_type else found.unsure()
+            case Conditional():
+                inner = (node.condition, node.then, node.otherwise)
+                return _looked_at_by_all([self._looked_at(part, visited) for part in inner]).unsure()
+        return _LookedAt()
 
 
-def identity(value: Json) -> object:
-    """Return something that is equal for equal JSON values.
+@dataclass(frozen=True, slots=True)
+class _LookedAt:
+    """The members and items that some part of a node may look at; `is_sure` where it does so in every value."""
 
-    1 and 1.0 are, 1 and true are not, and the order of keys does not matter.
-    """
-    if isinstance(value, bool) or value is None:
-        return ("literal", value)
-    if isinstance(value, list):
-        return ("list", tuple(map(identity, value)))
-    if isinstance(value, dict):
-        return ("object", frozenset((key, identity(member)) for key, member in value.items()))
-    return value
+    names: tuple[str, ...] = ()
+    patterns: tuple[str, ...] = ()
+    has_rest: bool = False
+    num_items: int = 0
+    has_rest_items: bool = False
+    is_sure: bool = True
 
-
-def _is_plainly_empty(leaf: Leaf) -> bool:
-    match leaf:
-        case Constants(values):
-            return not values
-        case Number(_, low, high):
-            return (
-                low is not None
-                and high is not None
-                and (low.value > high.value or (low.value == high.value and (low.is_exclusive or high.is_exclusive)))
-            )
-        case String(low_length, high_length):
-            return high_length is not None and low_length > high_length
-        case Array():
-            return leaf.max_items is not None and leaf.min_items > leaf.max_items
-        case Object():
-            if leaf.max_properties is not None and max(leaf.min_properties, len(leaf.required)) > leaf.max_properties:
-                return True
-            return any(isinstance(leaf.properties[name], NoValue) for name in leaf.required)
-    return False
+    def unsure(self) -> _LookedAt:
+        is_nothing = not self.names and not self.patterns and not self.has_rest
+        if is_nothing and not self.num_items and not self.has_rest_items:
+            return self
+        return _LookedAt(self.names, self.patterns, self.has_rest, self.num_items, self.has_rest_items, False)
 
 
-def _common_number(a: Number, b: Number) -> Number:
-    multiple_of = a.multiple_of if b.multiple_of is None else b.multiple_of
-    if a.multiple_of is not None and b.multiple_of is not None and a.multiple_of != b.multiple_of:
-        if a.multiple_of != int(a.multiple_of) or b.multiple_of != int(b.multiple_of):
-            raise UnsupportedConstruct(
-                f"{a.pointer}: two values of multipleOf for one number are enforced only where both are whole",
-                name="multipleOf",
-                keyword="multipleOf",
-                pointer=f"{a.pointer}/multipleOf",
-            )
-        multiple_of = Decimal(lcm(int(a.multiple_of), int(b.multiple_of)))
+def _looked_at_by_all(parts: list[_LookedAt]) -> _LookedAt:
+    return _LookedAt(
+        tuple(dict.fromkeys(name for part in parts for name in part.names)),
+        tuple(dict.fromkeys(pattern for part in parts for pattern in part.patterns)),
+        any(part.has_rest for part in parts),
+        max((part.num_items for part in parts), default=0),
+        any(part.has_rest_items for part in parts),
+        all(part.is_sure for part in parts),
+    )
+
+
+def common_number(a: Number, b: Number) -> Number:
+    """Return the numbers of both."""
     return Number(
-        a.is_integer or b.is_integer, _tighter(a.low, b.low, 1), _tighter(a.high, b.high, -1), multiple_of, a.pointer
+        a.is_integer or b.is_integer,
+        _tighter(a.low, b.low, 1),
+        _tighter(a.high, b.high, -1),
+        tuple(dict.fromkeys((*a.multiples_of, *b.multiples_of))),
+        a.is_plain or b.is_plain,
+        a.pointer,
     )
 
 
@@ -315,26 +401,10 @@ def _tighter(a: Bound | None, b: Bound | None, sign: int) -> Bound | None:
     return a if (a.value > b.value) == (sign > 0) else b
 
 
-def _is_within(node: Number, value: int | Decimal) -> bool:
-    if node.is_integer and isinstance(value, Decimal) and value != value.to_integral_value():
-        return False
-    if node.low is not None and (value < node.low.value or (node.low.is_exclusive and value == node.low.value)):
-        return False
-    if node.high is not None and (value > node.high.value or (node.high.is_exclusive and value == node.high.value)):
-        return False
-    return node.multiple_of is None or is_multiple(value, node.multiple_of)
-
-
-def is_multiple(value: int | Decimal, divisor: Decimal) -> bool:
-    """Tell whether a number is a multiple of another, exactly."""
-    (top, bottom), (divisor_top, divisor_bottom) = Decimal(value).as_integer_ratio(), divisor.as_integer_ratio()
-    return (top * divisor_bottom) % (bottom * divisor_top) == 0
-
-
 def _least(a: int | None, b: int | None) -> int | None:
     if a is None or b is None:
         return a if b is None else b
     return min(a, b)
 
 
-__all__ = ["EVERY_TYPE", "MAX_LEAVES", "Combiner", "identity", "is_multiple"]
+__all__ = ["MAX_LEAVES", "Combiner", "common_number"]

@@ -22,6 +22,8 @@ ANNOTATIONS = frozenset(
         "$id",
         "id",
         "$anchor",
+        "$dynamicAnchor",
+        "$recursiveAnchor",
         "$vocabulary",
         "contentEncoding",
         "contentMediaType",
@@ -31,32 +33,59 @@ ANNOTATIONS = frozenset(
 DEFINITIONS = frozenset(("$defs", "definitions"))
 
 NUMBER_KEYWORDS = frozenset(["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"])
-STRING_KEYWORDS = frozenset(["minLength", "maxLength", "pattern", "format"])
-ARRAY_KEYWORDS = frozenset(["items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems"])
-OBJECT_KEYWORDS = frozenset(["properties", "required", "additionalProperties", "minProperties", "maxProperties"])
-# In the order in which a schema that combines them is read.
-COMBINING_KEYWORDS = ("$ref", "allOf", "anyOf", "oneOf", "enum", "const")
-
-# What is refused, and what to write instead.
-REFUSED: dict[str, str] = {
-    "patternProperties": "name the properties in properties, or use additionalProperties",
-    "propertyNames": "name the properties in properties",
-    "dependencies": "write the cases as options of anyOf",
-    "dependentRequired": "write the cases as options of anyOf",
-    "dependentSchemas": "write the cases as options of anyOf",
-    "if": "write the cases as options of anyOf",
-    "then": "write the cases as options of anyOf",
-    "else": "write the cases as options of anyOf",
-    "not": "say what the value may be",
-    "contains": "constrain the items by items or prefixItems",
-    "minContains": "constrain the items by items or prefixItems",
-    "maxContains": "constrain the items by items or prefixItems",
-    "unevaluatedProperties": "use additionalProperties beside properties",
-    "unevaluatedItems": "use items beside prefixItems",
-    "$dynamicRef": "use $ref",
-    "$dynamicAnchor": "use $anchor and $ref",
-    "$recursiveRef": "use $ref",
-    "$recursiveAnchor": "use $ref to '#'",
+STRING_KEYWORDS = frozenset(["minLength", "maxLength", "pattern"])
+ARRAY_KEYWORDS = frozenset(
+    [
+        "items",
+        "prefixItems",
+        "additionalItems",
+        "minItems",
+        "maxItems",
+        "uniqueItems",
+        "contains",
+        "minContains",
+        "maxContains",
+    ]
+)
+OBJECT_KEYWORDS = frozenset(
+    [
+        "properties",
+        "patternProperties",
+        "required",
+        "additionalProperties",
+        "propertyNames",
+        "minProperties",
+        "maxProperties",
+    ]
+)
+# What says something of any value, by other schemas or by values.
+COMBINING_KEYWORDS = frozenset(
+    [
+        "$ref",
+        "$dynamicRef",
+        "$recursiveRef",
+        "allOf",
+        "anyOf",
+        "oneOf",
+        "not",
+        "if",
+        "then",
+        "else",
+        "dependencies",
+        "dependentRequired",
+        "dependentSchemas",
+        "unevaluatedProperties",
+        "unevaluatedItems",
+        "enum",
+        "const",
+    ]
+)
+# What says something only beside another keyword.
+NEEDS = {
+    "then": "if",
+    "else": "if",
+    "minContains": "contains",
+    "maxContains": "contains",
 }
 
 DRAFTS = {
@@ -101,22 +130,26 @@ SINCE = {
     "$dynamicAnchor": 2020,
 }
 # Last draft in which a keyword means anything.
-UNTIL = {"id": 4, "additionalItems": 2019, "$recursiveRef": 2019, "$recursiveAnchor": 2019}
+UNTIL = {
+    "id": 4,
+    "dependencies": 7,
+    "additionalItems": 2019,
+    "$recursiveRef": 2019,
+    "$recursiveAnchor": 2019,
+}
 
 
 def _kind(keyword: str, draft: int) -> str:
-    if draft != DEFAULT_DRAFT and not SINCE.get(keyword, 0) <= draft <= UNTIL.get(keyword, 9999):
+    if not SINCE.get(keyword, 0) <= draft <= UNTIL.get(keyword, 9999):
         return "unknown in this draft"
     for group, keywords in _GROUPS.items():
         if keyword in keywords:
-            return "unknown in this draft" if draft > UNTIL.get(keyword, 9999) else group
-    if keyword == "type":
-        return "type"
+            return group
+    if keyword in ("type", "format"):
+        return keyword
     if keyword in COMBINING_KEYWORDS:
         return "combining"
-    if keyword in ANNOTATIONS:
-        return "annotation"
-    return "definitions" if keyword in DEFINITIONS else "refused"
+    return "definitions" if keyword in DEFINITIONS else "annotation"
 
 
 _GROUPS = {
@@ -133,12 +166,12 @@ _KNOWN = [
     *ARRAY_KEYWORDS,
     *OBJECT_KEYWORDS,
     *COMBINING_KEYWORDS,
-    *REFUSED,
     "type",
+    "format",
 ]
 
-# What each keyword is in each draft: a constraint on one type (the type's name), "type", "combining", "annotation",
-# "definitions", "refused" or "unknown in this draft".
+# What each keyword is in each draft: a constraint on one type (the type's name), "type", "format", "combining",
+# "annotation", "definitions" or "unknown in this draft".
 KINDS = {draft: {keyword: _kind(keyword, draft) for keyword in _KNOWN} for draft in DRAFTS.values()}
 
 

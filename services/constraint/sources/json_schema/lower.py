@@ -8,8 +8,11 @@ is built once per white space mode, at import.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
+from typing import get_args
 
 from services.constraint.core.grammar import (
     EMPTY,
@@ -24,19 +27,26 @@ from services.constraint.core.grammar import (
     Sequence,
     optional,
 )
+from services.constraint.core.regex import anchors, automaton, encoding, lookaround
+from services.constraint.core.regex.parse import parse
 from services.constraint.sources.json_schema import numeric
 from services.constraint.sources.json_schema.combine import Combiner
-from services.constraint.sources.json_schema.keys import any_key_but, key_bytes
+from services.constraint.sources.json_schema.evaluate import is_string_of
+from services.constraint.sources.json_schema.formats import FORMATS
+from services.constraint.sources.json_schema.keys import key_bytes
+from services.constraint.sources.json_schema.key_classes import KeyClass, key_classes
 from services.constraint.sources.json_schema.nodes import (
-    ANY,
+    NONE,
     AllOf,
     AnyOf,
     AnyValue,
     Array,
     Boolean,
+    Conditional,
     Constants,
     Json,
     Node,
+    Not,
     NoValue,
     Null,
     Number,
@@ -44,8 +54,9 @@ from services.constraint.sources.json_schema.nodes import (
     OneOf,
     Ref,
     String,
+    Unevaluated,
 )
-from services.constraint.sources.json_schema.schema import Schema
+from services.constraint.sources.json_schema.schema import Schema, located
 from services.constraint.sources.json_schema.strings import (
     ANY_CHARACTER,
     ANY_STRING,
@@ -53,7 +64,7 @@ from services.constraint.sources.json_schema.strings import (
     PLAIN_STRING,
     string,
 )
-from services.constraint.sources.source import Whitespace
+from services.constraint.sources.source import SourceOptions, Spelling, Whitespace
 from services.rpckit.status import GrammarSyntax, GrammarTooLarge, UnsatisfiableGrammar, UnsupportedConstruct
 
 # Line breaks are followed by at most this many spaces or tabs (the contract's WHITESPACE_BOUNDED).
@@ -62,92 +73,155 @@ MAX_INDENT = 40
 MAX_COUNTED_PROPERTIES = 60
 
 _INDENT = Alternation((Bytes(b" "), Bytes(b"\t")))
-_WS_RULE = Alternation((EMPTY, Bytes(b" "), Sequence((Bytes(b"\n"), Repeat(_INDENT, 0, MAX_INDENT)))))
+_LINE = Sequence((Bytes(b"\n"), Repeat(_INDENT, 0, MAX_INDENT)))
 _WS = Reference("ws")
-_COMMA: dict[Whitespace, Expression] = {"bounded": Reference("comma"), "compact": Bytes(b","), "spaced": Bytes(b", ")}
-_COLON: dict[Whitespace, Expression] = {"bounded": Reference("colon"), "compact": Bytes(b":"), "spaced": Bytes(b": ")}
 _TRUE_FALSE = Literals((b"true", b"false"))
 _NULL = Bytes(b"null")
 _STRING = Reference("string")
 _INTEGER = Reference("integer")
 _NUMBER = Reference("number")
 _ANY = Reference("any")
+_WHITE_SPACE = " \t\n\r"
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
-def _enclose(
-    whitespace: Whitespace, opening: bytes, inner: Expression | None, closing: bytes, *, may_be_empty: bool
-) -> Expression:
-    """Return brackets around an expression that is never empty (None: it has no text), with white space inside."""
-    ws = (_WS,) if whitespace == "bounded" else ()
-    if inner is None:
-        return Sequence((Bytes(opening), *ws, Bytes(closing))) if ws else Bytes(opening + closing)
-    body = Sequence((inner, *ws)) if ws else inner
-    return Sequence((Bytes(opening), *ws, optional(body) if may_be_empty else body, Bytes(closing)))
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """White space by place: `ws` is the rule of that name, `inside` stands behind an opening bracket and before a closing one.
+
+    `empty` stands between the brackets of what is empty.
+    """
+
+    ws: Expression
+    inside: Expression
+    empty: Expression
+    comma: Expression
+    colon: Expression
+
+    def enclose(
+        self, opening: bytes, inner: Expression | None, closing: bytes, *, may_be_empty: bool
+    ) -> Expression:
+        """Return brackets around an expression that is never empty (None: it has no text)."""
+        empty = _sequence(Bytes(opening), self.empty, Bytes(closing))
+        if inner is None:
+            return empty
+        if self.inside == self.empty:
+            # The white space of the empty one is that before the inner.
+            body = _sequence(inner, self.inside)
+            return _sequence(
+                Bytes(opening), self.inside, optional(body) if may_be_empty else body, Bytes(closing)
+            )
+        filled = _sequence(Bytes(opening), self.inside, inner, self.inside, Bytes(closing))
+        return Alternation((empty, filled)) if may_be_empty else filled
 
 
-def _library(whitespace: Whitespace) -> dict[str, Expression]:
-    comma, colon = _COMMA[whitespace], _COLON[whitespace]
-    member = Sequence((Reference("key"), colon, _ANY))
-    members = Sequence((member, Repeat(Sequence((comma, member)), 0, None)))
-    items = Sequence((_ANY, Repeat(Sequence((comma, _ANY)), 0, None)))
+def _sequence(*parts: Expression) -> Expression:
+    """Return a sequence without its empty parts, bytes beside bytes as one."""
+    kept: list[Expression] = []
+    for part in parts:
+        if isinstance(part, Bytes) and kept and isinstance(kept[-1], Bytes):
+            kept[-1] = Bytes(kept[-1].value + part.value)
+        elif part != EMPTY:
+            kept.append(part)
+    return kept[0] if len(kept) == 1 else Sequence(tuple(kept))
+
+
+def _anywhere(ws: Expression) -> _Layout:
+    """Return the layout with the same white space at every place."""
+    return _Layout(ws, _WS, _WS, Reference("comma"), Reference("colon"))
+
+
+_LAYOUTS: dict[Whitespace, _Layout] = {
+    "bounded": _anywhere(Alternation((EMPTY, Bytes(b" "), _LINE))),
+    "compact": _Layout(EMPTY, EMPTY, EMPTY, Bytes(b","), Bytes(b":")),
+    "spaced": _Layout(EMPTY, EMPTY, EMPTY, Bytes(b", "), Bytes(b": ")),
+    "pretty": _Layout(_LINE, _WS, EMPTY, Sequence((Bytes(b","), _WS)), Bytes(b": ")),
+}
+
+
+@lru_cache(maxsize=64)
+def _layout_of_pattern(pattern: str) -> _Layout:
+    ws = white_space(pattern)
+    return _anywhere(ws)
+
+
+def _library(layout: _Layout, integers: Spelling) -> dict[str, Expression]:
+    member = Sequence((Reference("key"), layout.colon, _ANY))
+    members = Sequence((member, Repeat(Sequence((layout.comma, member)), 0, None)))
+    items = Sequence((_ANY, Repeat(Sequence((layout.comma, _ANY)), 0, None)))
     return {
-        "ws": _WS_RULE,
+        "ws": layout.ws,
         "comma": Sequence((_WS, Bytes(b","), _WS)),
         "colon": Sequence((_WS, Bytes(b":"), _WS)),
         "string": ANY_STRING,
         "key": PLAIN_STRING,
-        "integer": numeric.INTEGER,
+        "integer": numeric.number(True, None, None, (), integers)[0],
         "number": numeric.NUMBER,
-        "any object": _enclose(whitespace, b"{", members, b"}", may_be_empty=True),
-        "any array": _enclose(whitespace, b"[", items, b"]", may_be_empty=True),
+        "any object": layout.enclose(b"{", members, b"}", may_be_empty=True),
+        "any array": layout.enclose(b"[", items, b"]", may_be_empty=True),
         "any": Alternation(
             (Reference("any object"), Reference("any array"), _STRING, _NUMBER, Literals((b"true", b"false", b"null")))
         ),
     }
 
 
-_LIBRARIES: dict[Whitespace, dict[str, Expression]] = {
-    mode: _library(mode) for mode in ("bounded", "compact", "spaced")
+_LIBRARIES = {
+    (name, integers): _library(layout, integers)
+    for name, layout in _LAYOUTS.items()
+    for integers in get_args(Spelling)
 }
 
 
 def common_grammar() -> Grammar:
     """Return a grammar of what nearly every schema's grammar has in it, for the engine to know ahead."""
     characters = [ANY_CHARACTER, PLAIN_CHARACTER]
-    rules = dict(_LIBRARIES["bounded"])
+    rules = dict(_LIBRARIES["bounded", "any"])
     rules["start"] = Alternation(
-        (*map(Reference, _LIBRARIES["bounded"]), *(Repeat(character, 1, 1000) for character in characters))
+        (*map(Reference, rules), *(Repeat(character, 1, 1000) for character in characters))
     )
     return Grammar("start", rules)
 
 
-def lower(schema: Schema, whitespace: Whitespace) -> Grammar:
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """A grammar, and the pointers of the keywords and schemas of which it takes values too many (see `combine.py`)."""
+
+    grammar: Grammar
+    inexact: frozenset[str]
+
+
+def lower(schema: Schema, options: SourceOptions) -> Lowered:
     """Return the grammar of a read schema.
 
     Raises:
-        UnsupportedConstruct: a `oneOf` whose options may overlap, or a number that no automaton of ours expresses.
         UnsatisfiableGrammar: the schema has no value. (Not all such schemas are known here; the core finds the others.)
-        GrammarTooLarge: beyond a limit on patterns, bounds or combinations.
+        GrammarSyntax: `whitespace_pattern` is no pattern of white space.
+        UnsupportedConstruct, GrammarTooLarge: beyond a limit on patterns, bounds or combinations.
     """
-    return _Lowering(schema, whitespace).run()
+    return _Lowering(schema, options).run()
 
 
 class _Lowering:
-    def __init__(self, schema: Schema, whitespace: Whitespace) -> None:
+    def __init__(self, schema: Schema, options: SourceOptions) -> None:
         self._schema = schema
-        self._whitespace = whitespace
-        self._comma, self._colon = _COMMA[whitespace], _COLON[whitespace]
-        self._ws: tuple[Expression, ...] = (_WS,) if whitespace == "bounded" else ()
-        self._rules = dict(_LIBRARIES[whitespace])
+        self._options = options
+        if options.whitespace == "pattern":
+            self._layout = _layout_of_pattern(options.whitespace_pattern)
+            self._rules = _library(self._layout, options.integers)
+        else:
+            self._layout = _LAYOUTS[options.whitespace]
+            self._rules = dict(_LIBRARIES[options.whitespace, options.integers])
+        self._comma, self._colon = self._layout.comma, self._layout.colon
         self._combiner = Combiner(schema.targets)
         self._expressions: dict[int, Expression] = {}
         self._shared: dict[object, Expression] = {}
         self._waiting: list[tuple[str, Callable[[], Expression]]] = []
         self._num_rules = 0
         self._kept: list[Node] = []  # ids are keys, so what they name must live
+        self._inexact_numbers: set[object] = set()
+        self._key_classes: dict[object, tuple[tuple[KeyClass, ...], bool]] = {}
 
-    def run(self) -> Grammar:
+    def run(self) -> Lowered:
         start = self._value(self._schema.root)
         while self._waiting:
             name, make = self._waiting.pop()
@@ -155,7 +229,7 @@ class _Lowering:
         self._rules["start"] = start
         if start is NOTHING:
             raise UnsatisfiableGrammar("no value satisfies the schema", pointer="")
-        return Grammar("start", self._rules)
+        return Lowered(Grammar("start", self._rules), frozenset(self._combiner.inexact))
 
     def _rule(self, make: Callable[[], Expression], kind: str) -> Reference:
         self._num_rules += 1
@@ -200,9 +274,10 @@ class _Lowering:
             case AnyOf(options):
                 return self._choice(options)
             case OneOf(options):
-                self._combiner.check_disjoint(node)
+                if not self._combiner.are_disjoint(node):
+                    self._combiner.inexact.add(node.pointer)
                 return self._choice(options)
-            case AllOf():
+            case AllOf() | Not() | Conditional() | Unevaluated():
                 return self._choice(self._combiner.leaves(node))
 
     def _choice(self, options: tuple[Node, ...]) -> Expression:
@@ -214,26 +289,30 @@ class _Lowering:
         return self._rule(lambda: Alternation(tuple(dict.fromkeys(values))), "choice")
 
     def _number(self, node: Number) -> Expression:
-        if node.low is None and node.high is None and node.multiple_of is None:
+        spelling: Spelling = "plain" if node.is_plain else self._options.integers
+        if node.low is None and node.high is None and not node.multiples_of and spelling == self._options.integers:
             return _INTEGER if node.is_integer else _NUMBER
-        key = (node.is_integer, node.low, node.high, node.multiple_of)
+        key = (node.is_integer, node.low, node.high, node.multiples_of, spelling)
         if key not in self._shared:
-            expression = _number(node)
-            self._shared[key] = self._rule(lambda: expression, "number")
+            expression, is_exact = numeric.number(*key)
+            self._shared[key] = expression if expression is NOTHING else self._rule(lambda: expression, "number")
+            if not is_exact:
+                self._inexact_numbers.add(key)
+        if key in self._inexact_numbers:
+            self._combiner.blame(node, "multipleOf")
         return self._shared[key]
 
     def _string(self, node: String) -> Expression:
         if node.min_length == 0 and node.max_length is None and not node.patterns and not node.formats:
             return _STRING
+        if any(getattr(FORMATS[name], 'check', None) is not None for name in node.formats):
+            self._combiner.blame(node, "format")
         key = (node.min_length, node.max_length, node.patterns, node.formats)
         if key not in self._shared:
             try:
                 expression = string(node)
             except (GrammarSyntax, UnsupportedConstruct, GrammarTooLarge) as error:
-                pointer = error.metadata.setdefault("pointer", f"{node.pointer}/pattern")
-                error.message = f"{pointer}: {error.message}"
-                error.args = (error.message,)
-                raise
+                raise located(error, f"{node.pointer}/pattern") from None
             self._shared[key] = expression if expression is NOTHING else self._rule(lambda: expression, "string")
         return self._shared[key]
 
@@ -257,14 +336,21 @@ class _Lowering:
         if isinstance(value, list):
             for item in value:
                 parts += [*((self._comma,) if parts else ()), self._constant(item)]
-            return _enclose(self._whitespace, b"[", Sequence(tuple(parts)) if parts else None, b"]", may_be_empty=False)
+            return self._layout.enclose(b"[", Sequence(tuple(parts)) if parts else None, b"]", may_be_empty=False)
         for key, item in value.items():
             parts += [*((self._comma,) if parts else ()), self._key(key), self._constant(item)]
-        return _enclose(self._whitespace, b"{", Sequence(tuple(parts)) if parts else None, b"}", may_be_empty=False)
+        return self._layout.enclose(b"{", Sequence(tuple(parts)) if parts else None, b"}", may_be_empty=False)
 
     # Arrays
 
     def _array(self, node: Array) -> Expression:
+        minimum = node.min_items
+        if node.is_unique and (node.max_items is None or node.max_items > 1):
+            self._combiner.blame(node, "uniqueItems")
+        for contains in node.contains:
+            minimum = max(minimum, contains.minimum)
+            if contains.minimum or contains.maximum is not None:
+                self._combiner.blame(node, "contains")
         prefix = [self._value(item) for item in node.prefix]
         rest = self._value(node.rest)
         maximum = node.max_items
@@ -275,84 +361,136 @@ class _Lowering:
                 maximum = index if maximum is None else min(maximum, index)
                 break
         if maximum is not None:
-            if node.min_items > maximum:
+            if minimum > maximum:
                 return NOTHING
             del prefix[maximum:]
-        may_be_empty = node.min_items == 0
+        may_be_empty = minimum == 0
         if maximum == 0:
-            return _enclose(self._whitespace, b"[", None, b"]", may_be_empty=True)
+            return self._layout.enclose(b"[", None, b"]", may_be_empty=True)
         # From the last item to the first: what may follow item i, its comma included.
         count = max(len(prefix), 1)
         tail: Expression = EMPTY
         if maximum is None or maximum > count:
             further = Repeat(
                 Sequence((self._comma, rest)),
-                max(0, node.min_items - count),
+                max(0, minimum - count),
                 None if maximum is None else maximum - count,
             )
             tail = further
         for index in range(count - 1, 0, -1):
             tail = Sequence((self._comma, prefix[index], tail))
-            if index >= node.min_items:
+            if index >= minimum:
                 tail = optional(tail)
         inner = Sequence((prefix[0] if prefix else rest, tail))
-        return _enclose(self._whitespace, b"[", inner, b"]", may_be_empty=may_be_empty)
+        return self._layout.enclose(b"[", inner, b"]", may_be_empty=may_be_empty)
 
     # Objects
 
     def _key(self, name: str) -> Expression:
-        if self._whitespace == "bounded":
-            return Sequence((Bytes(key_bytes(name)), self._colon))
-        return Bytes(key_bytes(name) + (b":" if self._whitespace == "compact" else b": "))
+        return _sequence(Bytes(key_bytes(name)), self._colon)
 
     def _object(self, node: Object) -> Expression:
         members: list[tuple[Expression, bool]] = []
-        for name, child in node.properties.items():
-            value = self._value(child)
+        names = self._names(node)
+        for name in names.declared:
+            value = self._value(self._combiner.member(node, name)) if names.allow(name) else NOTHING
             is_required = name in node.required
             if value is NOTHING:
                 if is_required:
                     return NOTHING
                 continue
             members.append((Sequence((self._key(name), value)), is_required))
-        extra = self._extra(node)
-        num_required = len(node.required)
-        maximum = node.max_properties
-        if maximum is not None and extra is None and maximum >= len(members):
-            maximum = None
-        may_be_empty = node.min_properties == 0 and num_required == 0
+        extra = self._extra(node, names)
+        minimum, maximum = max(node.min_properties, len(node.required)), node.max_properties
+        if extra is None and (maximum is None or maximum >= len(members)):
+            maximum = None if self._options.property_order == "schema" else len(members)
+        may_be_empty = minimum == 0
         inner: Expression | None
-        if node.min_properties > max(num_required, 0 if may_be_empty else 1) or maximum is not None:
+        if maximum is not None and (maximum == 0 or maximum < minimum):
+            inner = None
+        elif self._options.property_order == "any":
+            inner = self._in_any_order(node, members, extra, minimum, maximum)
+        elif node.min_properties > max(len(node.required), 0 if may_be_empty else 1) or maximum is not None:
             inner = self._counted(members, extra, node.min_properties, maximum)
-        elif num_required:
+        elif node.required:
             inner = self._around_required(members, extra)
         else:
             inner = self._all_optional(members, extra)
         if inner is None and not may_be_empty:
-            if extra is not None and node.min_properties > len(members):
-                raise UnsupportedConstruct(
-                    f"{node.pointer}/minProperties: only one additional property is sure to count, "
-                    "since two may have the "
-                    "same key; declare more properties, or ask for fewer",
-                    name="minProperties",
-                    keyword="minProperties",
-                    pointer=f"{node.pointer}/minProperties",
-                )
             return NOTHING
-        return _enclose(self._whitespace, b"{", inner, b"}", may_be_empty=may_be_empty)
+        return self._layout.enclose(b"{", inner, b"}", may_be_empty=may_be_empty)
 
-    def _extra(self, node: Object) -> Expression | None:
-        value = self._value(node.additional)
-        if value is NOTHING:
+    def _names(self, node: Object) -> _Names:
+        """Return the names that have a place of their own in an object, and what other names there may be."""
+        declared = dict.fromkeys(name for members in node.members for name in members.properties)
+        # What is required and not declared comes behind, in one order everywhere.
+        declared.update(dict.fromkeys(sorted(node.required)))
+        leaves = self._combiner.leaves(node.names)
+        texts = [leaf for leaf in leaves if isinstance(leaf, String)]
+        listed = [value for leaf in leaves if isinstance(leaf, Constants) for value in leaf.values]
+        if any(isinstance(leaf, AnyValue) for leaf in leaves):
+            return _Names(declared, None, None)
+        if not texts:
+            known = dict.fromkeys(value for value in listed if isinstance(value, str))
+            return _Names({**declared, **known}, frozenset(known), NONE)
+        if len(texts) == 1 and not listed:
+            return _Names(declared, None, texts[0])
+        self._combiner.blame(node, "propertyNames")
+        return _Names(declared, None, None)
+
+    def _extra(self, node: Object, names: _Names) -> Expression | None:
+        """Return a member with another name than the declared ones, or None where there can be none."""
+        if isinstance(names.others, NoValue):
             return None
-        names = tuple(node.properties)
-        if not names:
-            return Sequence((Reference("key"), self._colon, value))
-        key = ("keys", frozenset(names))
-        if key not in self._shared:
-            automaton = any_key_but(names)
-            self._shared[key] = self._rule(lambda: automaton, "other key")
-        return Sequence((self._shared[key], self._colon, value))
+        patterns = tuple(dict.fromkeys(pattern for members in node.members for pattern, _ in members.patterns))
+        declared = frozenset(names.declared)
+        among = names.others
+        key = ("keys", declared, patterns, among and (among.min_length, among.max_length, among.patterns, among.formats))
+        if key not in self._key_classes:
+            try:
+                self._key_classes[key] = key_classes(declared, patterns, among)
+            except (GrammarSyntax, UnsupportedConstruct, GrammarTooLarge) as error:
+                raise located(error, f"{node.pointer}/patternProperties") from None
+        classes, is_exact = self._key_classes[key]
+        if not is_exact:
+            self._combiner.blame(node, "patternProperties")
+        options: list[Expression] = []
+        for index, keys in enumerate(classes):
+            found = {patterns[number] for number in keys.matched}
+            value = self._value(self._combiner.all_of(*_parts_of_others(node, found)))
+            if value is NOTHING:
+                continue
+            if (key, index) not in self._shared:
+                self._shared[key, index] = self._key_rule(keys.keys)
+            options.append(Sequence((self._shared[key, index], self._colon, value)))
+        if not options:
+            return None
+        return options[0] if len(options) == 1 else self._rule(lambda: Alternation(tuple(options)), "other member")
+
+    def _key_rule(self, keys: Expression) -> Expression:
+        return Reference("key") if keys is PLAIN_STRING else self._rule(lambda: keys, "other key")
+
+    def _in_any_order(
+        self,
+        node: Object,
+        members: list[tuple[Expression, bool]],
+        extra: Expression | None,
+        minimum: int,
+        maximum: int | None,
+    ) -> Expression | None:
+        """Return members as they come. That none comes twice, and each required one comes, is for a check to see."""
+        if node.required:
+            self._combiner.blame(node, "required")
+        options = [member for member, _ in members]
+        if extra is not None:
+            options.append(extra)
+        if not options:
+            return None
+        member = self._rule(lambda: Alternation(tuple(options)), "member")
+        further = Repeat(
+            Sequence((self._comma, member)), max(minimum, 1) - 1, None if maximum is None else maximum - 1
+        )
+        return Sequence((member, further))
 
     def _more(self, extra: Expression | None) -> tuple[Expression, ...]:
         return () if extra is None else (Repeat(Sequence((self._comma, extra)), 0, None),)
@@ -417,20 +555,45 @@ class _Lowering:
         return None if rows[0] is NOTHING else rows[0]
 
     def _last(self, extra: Expression | None, count: int, minimum: int, maximum: int | None) -> Expression:
-        """Return what may follow `count` declared members: additional ones."""
+        """Return what may follow `count` declared members: additional ones, no two of one name."""
         if maximum is not None and count > maximum:
             return NOTHING
         if extra is None:
             return EMPTY if count > 0 and count >= minimum else NOTHING
-        # Two additional keys may be equal, so that only the first of them surely counts as a property.
-        if count + 1 < minimum or (count == maximum and count < minimum):
-            return NOTHING
         further = Sequence((self._comma, extra))
         if count:
             return Repeat(further, max(0, minimum - count), None if maximum is None else maximum - count)
         if maximum == 0:
             return NOTHING
-        return Sequence((extra, Repeat(further, 0, None if maximum is None else maximum - 1)))
+        return Sequence(
+            (extra, Repeat(further, max(0, minimum - 1), None if maximum is None else maximum - 1))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """The names of an object's members: `declared` ones have a place of their own, `others` are by a node.
+
+    `others` is None where there is nothing to say of them, NONE where there are none. Of the declared ones, only those
+    in `known` and those of `others` are allowed, where these say something.
+    """
+
+    declared: dict[str, None]
+    known: frozenset[str] | None
+    others: String | NoValue | None
+
+    def allow(self, name: str) -> bool:
+        """Tell whether a member may have a declared name."""
+        if self.known is not None:
+            return name in self.known
+        return not isinstance(self.others, String) or is_string_of(self.others, name)
+
+
+def _parts_of_others(node: Object, found: set[str]) -> Iterator[Node]:
+    """Yield the nodes of a member whose name is not declared and has these patterns found in it."""
+    for members in node.members:
+        parts = [part for pattern, part in members.patterns if pattern in found]
+        yield from parts or (members.additional,)
 
 
 def _scalar(value: Json) -> bytes:
@@ -443,30 +606,20 @@ def _scalar(value: Json) -> bytes:
     return _encode(value).encode()
 
 
-def _number(node: Number) -> Expression:
-    if node.multiple_of is None:
-        return numeric.integers(node.low, node.high) if node.is_integer else numeric.decimals(node.low, node.high)
-    step, exponent = node.multiple_of, node.multiple_of.normalize().as_tuple().exponent
-    expression: Expression | None = None
-    if step == int(step):
-        # A multiple of a whole number is a whole number, whatever its type.
-        expression = numeric.multiples(int(step), node.low, node.high)
-    elif node.is_integer and step.normalize().as_tuple().digits == (1,):
-        return numeric.integers(node.low, node.high)
-    elif node.low is None and node.high is None and step.normalize().as_tuple().digits == (1,):
-        assert isinstance(exponent, int)
-        expression = numeric.decimal_places(-exponent)
-    if expression is None:
-        raise UnsupportedConstruct(
-            f"{node.pointer}/multipleOf: this multipleOf with these bounds is not enforced yet; whole "
-            f"numbers (up to {numeric.MAX_DIVISOR} without "
-            f"bounds or from 0 on, up to {numeric.MAX_LISTED_MULTIPLES} multiples between bounds) and "
-            "powers of ten without bounds are",
-            name="multipleOf",
-            keyword="multipleOf",
-            pointer=f"{node.pointer}/multipleOf",
-        )
-    return expression
+def white_space(pattern: str) -> Expression:
+    """Return the expression of a pattern, in Python's syntax, that matches white space alone.
+
+    Raises:
+        GrammarSyntax, UnsupportedConstruct, GrammarTooLarge: as parsing does; GrammarSyntax where it matches more.
+    """
+    tree = anchors.full_match(parse(pattern, "python"))
+    dfa = lookaround.full_match(parse(pattern, "python")) if tree is None else automaton.to_dfa(tree)
+    for out in dfa.edges:
+        if any(chr(point) not in _WHITE_SPACE for ranges, _ in out for low, high in ranges for point in {low, high}):
+            raise GrammarSyntax(
+                f"whitespace_pattern {pattern!r} matches more than spaces, tabs and line breaks", pointer=""
+            )
+    return dfa.to_automaton(encoding.utf8)
 
 
-__all__ = ["ANY", "MAX_COUNTED_PROPERTIES", "MAX_INDENT", "lower"]
+__all__ = ["MAX_COUNTED_PROPERTIES", "MAX_INDENT", "Lowered", "lower"]

@@ -5,7 +5,7 @@ Nodes are compared by identity, so that shared ones stay shared.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TypeAlias
 
@@ -37,12 +37,16 @@ class Boolean:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Number:
-    """A number within bounds that is a multiple of `multiple_of`, where there is one. `pointer` is for messages."""
+    """A number within bounds that is a multiple of each of `multiples_of`. `pointer` is the schema's, for messages.
+
+    An integer that `is_plain` is one only in digits alone: 1.0 is none in draft 4.
+    """
 
     is_integer: bool = False
     low: Bound | None = None
     high: Bound | None = None
-    multiple_of: Decimal | None = None
+    multiples_of: tuple[Decimal, ...] = ()
+    is_plain: bool = False
     pointer: str = ""
 
 
@@ -58,24 +62,59 @@ class String:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Contains:
+    """How many values of a list are a node's."""
+
+    node: Node
+    minimum: int
+    maximum: int | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Array:
-    """A list: the first values by `prefix`, the others by `rest`."""
+    """A list: the first values by `prefix`, the others by `rest`.
+
+    `evaluates_rest` and `evaluates_contained` tell whether `unevaluatedItems` takes the others, and the contained ones,
+    for evaluated.
+    """
 
     prefix: tuple[Node, ...] = ()
     rest: Node = AnyValue()
     min_items: int = 0
     max_items: int | None = None
+    contains: tuple[Contains, ...] = ()
+    is_unique: bool = False
+    evaluates_rest: bool = False
+    evaluates_contained: bool = False
+    pointer: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Members:
+    """What one schema says of an object's members.
+
+    Each is by its name in `properties` and by all `patterns` that are found in its name; what neither has is by
+    `additional`. `evaluates_rest` tells whether `unevaluatedProperties` takes those for evaluated.
+    """
+
+    properties: dict[str, Node] = field(default_factory=dict)
+    additional: Node = AnyValue()
+    patterns: tuple[tuple[str, Node], ...] = ()
+    evaluates_rest: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Object:
-    """An object: declared properties in the order in which they are written, then additional ones."""
+    """An object: what each of several schemas says of its members, which must be there, how many there are.
 
-    properties: dict[str, Node]
-    required: frozenset[str]
-    additional: Node
+    The names themselves are by `names`.
+    """
+
+    members: tuple[Members, ...] = ()
+    required: frozenset[str] = frozenset()
     min_properties: int = 0
     max_properties: int | None = None
+    names: Node = AnyValue()
     pointer: str = ""
 
 
@@ -95,7 +134,7 @@ class AnyOf:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OneOf:
-    """A value of exactly one option; only options that exclude each other can be lowered."""
+    """A value of exactly one option. `pointer` is the keyword's."""
 
     options: tuple[Node, ...]
     pointer: str
@@ -110,17 +149,48 @@ class AllOf:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Not:
+    """Every value but those of a node. `pointer` is the keyword's."""
+
+    node: Node
+    pointer: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Conditional:
+    """A value of `then` where it is one of `condition`, else one of `otherwise`. `pointer` is the keyword's."""
+
+    condition: Node
+    then: Node
+    otherwise: Node
+    pointer: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Unevaluated:
+    """A value of `node` whose members and items that no part of `node` has looked at are by `members` and `items`.
+
+    `pointer` is the schema's.
+    """
+
+    node: Node
+    members: Node | None
+    items: Node | None
+    pointer: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Ref:
-    """The node of the schema at a JSON Pointer."""
+    """The node of the schema at a place (see `document.py`)."""
 
     target: str
 
 
-Node: TypeAlias = (
-    AnyValue | NoValue | Null | Boolean | Number | String | Array | Object | Constants | AnyOf | OneOf | AllOf | Ref
-)
+# What combines other nodes.
+Compound: TypeAlias = AnyOf | OneOf | AllOf | Not | Conditional | Unevaluated | Ref
 # The nodes that say something of one type, or list values.
 Leaf: TypeAlias = Null | Boolean | Number | String | Array | Object | Constants
+Node: TypeAlias = AnyValue | NoValue | Leaf | Compound
 
 ANY = AnyValue()
 NONE = NoValue()
@@ -128,7 +198,8 @@ NULL = Null()
 BOOLEAN = Boolean()
 NUMBER = Number()
 INTEGER = Number(is_integer=True)
+PLAIN_INTEGER = Number(is_integer=True, is_plain=True)
 STRING = String()
 ARRAY = Array()
-OBJECT = Object({}, frozenset(), ANY)
+OBJECT = Object()
 EVERY_TYPE: tuple[Leaf, ...] = (NULL, BOOLEAN, NUMBER, STRING, ARRAY, OBJECT)

@@ -6,13 +6,16 @@ Keywords that combine schemas become `AllOf` of their parts; `combine.py` merges
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
 from operator import itemgetter
 from typing import NoReturn, TypeAlias
 
 from services.constraint.sources.json_schema import keywords as kw
+from services.constraint.sources.json_schema.combine import common_number
 from services.constraint.sources.json_schema.document import MAX_SCHEMA_DEPTH, References, draft_of, step, too_deep
+from services.constraint.sources.json_schema import formats
 from services.constraint.sources.json_schema.formats import FORMATS
 from services.constraint.sources.json_schema.nodes import (
     ANY,
@@ -23,24 +26,32 @@ from services.constraint.sources.json_schema.nodes import (
     NULL,
     NUMBER,
     OBJECT,
+    PLAIN_INTEGER,
     STRING,
     AllOf,
     AnyOf,
     Array,
+    Conditional,
     Constants,
+    Contains,
     Json,
     Leaf,
+    Members,
     Node,
+    Not,
     Number,
     Object,
     OneOf,
     Ref,
     String,
+    Unevaluated,
 )
 from services.constraint.sources.json_schema.numeric import Bound
-from services.constraint.sources.source import Enforcement, KeywordReport
-from services.rpckit.status import GrammarSyntax, GrammarTooLarge, UnsupportedConstruct
+from services.constraint.sources.json_schema.strings import tree_of
+from services.constraint.sources.source import Enforcement, KeywordReport, SourceOptions
+from services.rpckit.status import GrammarSyntax, GrammarTooLarge, ServiceError, UnsupportedConstruct
 
+NUMBER_FORMATS = getattr(formats, "NUMBER_FORMATS", {})  # TEMP
 # How a keyword is honoured, and the note on it.
 _Report: TypeAlias = tuple[Enforcement, str]
 
@@ -67,8 +78,7 @@ MAX_MINIMUM_COUNT = 1_000_000
 _ENDLESS = 1 << 28
 """A maximum from here on bounds nothing: a text that long is beyond any context and is refused by the validator.
 Schemas made by programs have such numbers (2147483647), and the core counts up to 2^29."""
-_UNBOUNDED_NOTE = "integers are written with digits alone"
-_BOUNDED_NOTE = "numbers with a bound are written without an exponent"
+_NUMBER_NOTE = "an exponent only behind one digit before the point, as JSON writers put it"
 
 
 @dataclass(slots=True)
@@ -80,21 +90,31 @@ class Schema:
     keywords: tuple[KeywordReport, ...] = ()
 
 
-def read(document: Json) -> Schema:
+def read(document: Json, options: SourceOptions) -> Schema:
     """Read a schema document.
+
+    The report says "masked" of every keyword that is enforced; what the grammar leaves to a check is known later.
 
     Raises:
         GrammarSyntax: a keyword's value is not one it may have; metadata has its JSON Pointer.
-        UnsupportedConstruct: a keyword that is not enforced; metadata has its name and pointer.
+        UnsupportedConstruct: a dialect, a reference or a format that is not known; metadata has its name and pointer.
         GrammarTooLarge: nested too deep.
     """
-    reader = _Reader(document)
-    return reader.read_document()
+    return _Reader(document, options).read_document()
+
+
+def located(error: ServiceError, at: str) -> ServiceError:
+    """Return an error about a part of a schema with the part's pointer, in its message and its metadata."""
+    pointer = error.metadata.setdefault("pointer", at)
+    error.message = f"{pointer}: {error.message}"
+    error.args = (error.message,)
+    return error
 
 
 class _Reader:
-    def __init__(self, document: Json) -> None:
+    def __init__(self, document: Json, options: SourceOptions) -> None:
         self._document = document
+        self._options = options
         self._draft = draft_of(document)
         self._references = References(document, self._draft)
         self._kinds = kw.KINDS[self._draft]
@@ -175,7 +195,7 @@ class _Reader:
             return self._read_old_ref(schema, pointer)
         order = self._order[pointer]
         groups: set[str] = set()
-        combining = False
+        kinds: set[str] = set()
         for index, keyword in enumerate(schema):
             report = _MASKED
             kind = self._kinds.get(keyword)
@@ -183,52 +203,49 @@ class _Reader:
                 report = ("annotation", kw.unknown_note(keyword))
             elif kind == "annotation":
                 report = _ANNOTATION
-            elif kind == "type":
-                if schema["type"] == "integer":
-                    report = ("masked", _UNBOUNDED_NOTE)
+            elif keyword in kw.NEEDS and kw.NEEDS[keyword] not in schema:
+                report = ("annotation", f"without {kw.NEEDS[keyword]} it says nothing")
             elif kind in _TYPES:
                 groups.add(kind)
-                report = ("masked", self._note(keyword, kind, schema))
-            elif kind == "combining":
-                combining = True
+                report = ("masked", _NUMBER_NOTE if kind == "number" else "")
+            elif kind == "format":
+                report = self._report_format(schema, pointer, groups)
             elif kind == "definitions":
                 report = self._define(schema, pointer, keyword)
-            elif kind == "refused":
-                report = self._read_refused(schema, pointer, keyword)
-            else:
+            elif kind == "unknown in this draft":
                 report = _UNKNOWN_IN_DRAFT
+            kinds.add(keyword if kind == "combining" else "")
             at = step(pointer, keyword) if kind is None else f"{pointer}/{keyword}"
             self._reports.append(((*order, index), KeywordReport(at, keyword, *report)))
+        kinds.discard("")
         base = self._read_types(schema, pointer, groups)
-        return self._combine(schema, pointer, base) if combining else base
+        return self._combine(schema, pointer, base, kinds) if kinds else base
 
-    def _note(self, keyword: str, kind: str, schema: dict[str, Json]) -> str:
-        if kind == "number":
-            return _BOUNDED_NOTE if schema.get("type") != "integer" else ""
-        if keyword == "format" and isinstance(schema["format"], str) and schema["format"] in FORMATS:
-            return FORMATS[schema["format"]].note
-        return ""
+    def _report_format(self, schema: dict[str, Json], pointer: str, groups: set[str]) -> _Report:
+        name = schema["format"]
+        if not isinstance(name, str):
+            self._wrong(pointer, "format", "a string")
+        if self._options.format == "annotation":
+            return "annotation", "formats are annotations by option"
+        if name in NUMBER_FORMATS:
+            groups.add("number")
+            return "masked", ""
+        if name not in FORMATS:
+            if self._options.unknown_formats == "error":
+                self._refuse(
+                    pointer,
+                    "format",
+                    f"the format {name!r} is not known; use pattern, or one of {', '.join(sorted(FORMATS))}",
+                )
+            return "annotation", f"the format {name!r} is not known"
+        groups.add("string")
+        return "masked", FORMATS[name].note
 
     def _define(self, schema: dict[str, Json], pointer: str, keyword: str) -> _Report:
         if not isinstance(schema[keyword], dict):
             self._wrong(pointer, keyword, "an object")
         self._definitions.append(f"{pointer}/{keyword}")
         return "annotation", "read where $ref names one"
-
-    def _read_refused(self, schema: dict[str, Json], pointer: str, keyword: str) -> _Report:
-        """Return the report of a keyword that is refused where it says anything."""
-        if keyword in ("then", "else") and "if" not in schema:
-            return "annotation", "without if it says nothing"
-        if keyword in ("minContains", "maxContains") and "contains" not in schema:
-            return "annotation", "without contains it says nothing"
-        if (
-            keyword in ("patternProperties", "dependencies", "dependentRequired", "dependentSchemas")
-            and schema[keyword] == {}
-        ):
-            return "masked", "empty: it says nothing"
-        if keyword in ("propertyNames", "unevaluatedProperties", "unevaluatedItems") and schema[keyword] in (True, {}):
-            return "masked", "it allows everything"
-        self._refuse(pointer, keyword, f"{keyword} is not enforced yet; {kw.REFUSED[keyword]}")
 
     def _read_old_ref(self, schema: dict[str, Json], pointer: str) -> Node:
         """Read a `$ref` of draft 7 and before, where it hides all other keywords beside it."""
@@ -242,12 +259,12 @@ class _Reader:
             self._reports.append(
                 ((*self._order[pointer], index), KeywordReport(step(pointer, keyword), keyword, *report))
             )
-        return self._read_ref(schema, pointer)
+        return self._read_ref(schema, pointer, "$ref")
 
-    def _read_ref(self, schema: dict[str, Json], pointer: str) -> Ref:
-        reference = schema["$ref"]
+    def _read_ref(self, schema: dict[str, Json], pointer: str, keyword: str) -> Ref:
+        reference = schema[keyword]
         if not isinstance(reference, str):
-            self._wrong(pointer, "$ref", "a string")
+            self._wrong(pointer, keyword, "a string")
         target = self._references.resolve(reference, pointer)
         if target not in self._schema.targets and target not in self._waiting:
             self._waiting.append(target)
@@ -260,10 +277,12 @@ class _Reader:
             names = _EVERY_TYPE
         else:
             return ANY
-        if not groups and len(names) == 1:
+        if not groups and len(names) == 1 and not (self._draft == 4 and names[0] == "integer"):
             return _TYPES[names[0]]
         # A keyword's value is checked even where its type cannot occur.
         leaves: dict[str, Node] = {}
+        if self._draft == 4 and "integer" in names:
+            leaves["integer"] = PLAIN_INTEGER
         if "number" in groups:
             leaves["number"] = self._read_number(schema, pointer, is_integer=False)
             leaves["integer"] = self._read_number(schema, pointer, is_integer=True) if "integer" in names else NONE
@@ -330,7 +349,13 @@ class _Reader:
         multiple_of = self._number(schema, pointer, "multipleOf")
         if multiple_of is not None and multiple_of <= 0:
             self._wrong(pointer, "multipleOf", "greater than 0")
-        return Number(is_integer, low, high, multiple_of, pointer)
+        number = Number(
+            is_integer, low, high, () if multiple_of is None else (multiple_of,), self._draft == 4, pointer=pointer
+        )
+        range_ = NUMBER_FORMATS.get(self._format(schema))
+        if range_ is None:
+            return number
+        return common_number(number, Number(range_[2], range_[0], range_[1]))
 
     def _bound(self, schema: dict[str, Json], pointer: str, inclusive: str, exclusive: str) -> Bound | None:
         value = self._number(schema, pointer, inclusive)
@@ -350,32 +375,26 @@ class _Reader:
         return Bound(other, True) if is_tighter else Bound(value, False)
 
     def _read_string(self, schema: dict[str, Json], pointer: str) -> String:
-        pattern, format_name = schema.get("pattern"), schema.get("format")
+        pattern, format_name = schema.get("pattern"), self._format(schema)
         if "pattern" in schema and not isinstance(pattern, str):
             self._wrong(pointer, "pattern", "a string")
-        if "format" in schema:
-            if not isinstance(format_name, str):
-                self._wrong(pointer, "format", "a string")
-            if format_name not in FORMATS:
-                self._refuse(
-                    pointer,
-                    "format",
-                    f"the format {format_name!r} is not enforced yet; use pattern, or one of "
-                    f"{', '.join(sorted(FORMATS))}",
-                )
         return String(
             self._count(schema, pointer, "minLength") or 0,
             self._count(schema, pointer, "maxLength"),
             (pattern,) if isinstance(pattern, str) else (),
-            (format_name,) if isinstance(format_name, str) else (),
+            (format_name,) if format_name in FORMATS else (),
             pointer,
         )
 
+    def _format(self, schema: dict[str, Json]) -> str:
+        """Return the format that is to be asserted, empty where there is none."""
+        name = schema.get("format")
+        return name if isinstance(name, str) and self._options.format == "assert" else ""
+
     def _read_array(self, schema: dict[str, Json], pointer: str) -> Array:
-        if schema.get("uniqueItems") not in (None, False):
-            if schema["uniqueItems"] is not True:
-                self._wrong(pointer, "uniqueItems", "true or false")
-            self._refuse(pointer, "uniqueItems", "uniqueItems is not enforced yet; leave it out")
+        is_unique = schema.get("uniqueItems", False)
+        if not isinstance(is_unique, bool):
+            self._wrong(pointer, "uniqueItems", "true or false")
         prefix: tuple[Node, ...] = ()
         rest: Node = ANY
         items = schema.get("items", True)
@@ -395,8 +414,25 @@ class _Reader:
         if rest_keyword in schema:
             rest = self._read_one(schema, pointer, rest_keyword)
         return Array(
-            prefix, rest, self._count(schema, pointer, "minItems") or 0, self._count(schema, pointer, "maxItems")
+            prefix,
+            rest,
+            self._count(schema, pointer, "minItems") or 0,
+            self._count(schema, pointer, "maxItems"),
+            self._read_contains(schema, pointer),
+            is_unique,
+            evaluates_rest=rest_keyword in schema,
+            evaluates_contained=self._draft >= 2020,
+            pointer=pointer,
         )
+
+    def _read_contains(self, schema: dict[str, Json], pointer: str) -> tuple[Contains, ...]:
+        if "contains" not in schema or self._draft < 6:
+            return ()
+        minimum, maximum = None, None
+        if self._draft >= 2019:
+            minimum, maximum = (self._count(schema, pointer, name) for name in ("minContains", "maxContains"))
+        node = self._read_one(schema, pointer, "contains")
+        return (Contains(node, 1 if minimum is None else minimum, maximum),)
 
     def _read_properties(self, schema: dict[str, Json], pointer: str) -> Object:
         declared = schema.get("properties", {})
@@ -405,48 +441,92 @@ class _Reader:
         required = schema.get("required", [])
         if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
             self._wrong(pointer, "required", "a list of strings")
-        at = f"{pointer}/properties"
-        properties: dict[str, Node] = {}
-        if declared:
-            order = self._order_of(schema, pointer, "properties")
-            for index, (property_name, value) in enumerate(declared.items()):
-                properties[property_name] = self.read(value, step(at, property_name), (*order, index))
+        properties = dict(self._read_members(schema, pointer, "properties")) if declared else {}
+        patterns: list[tuple[str, Node]] = []
+        if "patternProperties" in schema:
+            for pattern, node in self._read_members(schema, pointer, "patternProperties"):
+                self._check_pattern(pattern, step(f"{pointer}/patternProperties", pattern))
+                patterns.append((pattern, node))
         additional: Node = ANY
         if "additionalProperties" in schema:
             additional = self._read_one(schema, pointer, "additionalProperties")
-        for name in required:
-            properties.setdefault(str(name), additional)
+        names: Node = ANY
+        if "propertyNames" in schema and self._draft >= 6:
+            names = self._read_one(schema, pointer, "propertyNames")
         return Object(
-            properties,
+            (Members(properties, additional, tuple(patterns), evaluates_rest="additionalProperties" in schema),),
             frozenset(str(name) for name in required),
-            additional,
             self._count(schema, pointer, "minProperties") or 0,
             self._count(schema, pointer, "maxProperties"),
+            names,
             pointer,
         )
 
+    def _check_pattern(self, pattern: str, at: str) -> None:
+        try:
+            tree_of(pattern)
+        except ServiceError as error:
+            raise located(error, at) from None
+
     # Combining
 
-    def _combine(self, schema: dict[str, Json], pointer: str, base: Node) -> Node:
+    def _combine(self, schema: dict[str, Json], pointer: str, base: Node, kinds: set[str]) -> Node:
         parts: list[Node] = [] if base is ANY else [base]
-        if "$ref" in schema:
-            parts.append(self._read_ref(schema, pointer))
-        if "allOf" in schema:
-            parts.extend(self._options(schema, pointer, "allOf"))
-        if "anyOf" in schema:
-            parts.append(AnyOf(tuple(self._options(schema, pointer, "anyOf"))))
-        if "oneOf" in schema:
-            parts.append(OneOf(tuple(self._options(schema, pointer, "oneOf")), f"{pointer}/oneOf"))
-        if "enum" in schema:
+        for keyword in ("$ref", "$dynamicRef", "$recursiveRef"):
+            if keyword in kinds:
+                parts.append(self._read_ref(schema, pointer, keyword))
+        if "allOf" in kinds:
+            parts.extend(self._read_choices(schema, pointer, "allOf"))
+        if "anyOf" in kinds:
+            parts.append(AnyOf(tuple(self._read_choices(schema, pointer, "anyOf"))))
+        if "oneOf" in kinds:
+            parts.append(OneOf(tuple(self._read_choices(schema, pointer, "oneOf")), f"{pointer}/oneOf"))
+        if "not" in kinds:
+            parts.append(Not(self._read_one(schema, pointer, "not"), f"{pointer}/not"))
+        if "if" in kinds:
+            condition, then, otherwise = (
+                self._read_one(schema, pointer, keyword) if keyword in schema else ANY
+                for keyword in ("if", "then", "else")
+            )
+            parts.append(Conditional(condition, then, otherwise, f"{pointer}/if"))
+        for keyword in ("dependencies", "dependentRequired", "dependentSchemas"):
+            if keyword in kinds:
+                parts.extend(self._read_dependents(schema, pointer, keyword))
+        if "enum" in kinds:
             values = schema["enum"]
             if not isinstance(values, list):
                 self._wrong(pointer, "enum", "a list")
             parts.append(Constants(tuple(values)))
-        if "const" in schema:
+        if "const" in kinds:
             parts.append(Constants((schema["const"],)))
-        return parts[0] if len(parts) == 1 else AllOf(tuple(parts), pointer)
+        members, items = (
+            self._read_one(schema, pointer, keyword) if keyword in kinds else None
+            for keyword in ("unevaluatedProperties", "unevaluatedItems")
+        )
+        node: Node = ANY if not parts else parts[0] if len(parts) == 1 else AllOf(tuple(parts), pointer)
+        return node if members is None and items is None else Unevaluated(node, members, items, pointer)
 
-    def _options(self, schema: dict[str, Json], pointer: str, keyword: str) -> list[Node]:
+    def _read_dependents(self, schema: dict[str, Json], pointer: str, keyword: str) -> list[Node]:
+        dependents: list[Node] = []
+        at = f"{pointer}/{keyword}"
+        values = schema[keyword]
+        if not isinstance(values, dict):
+            self._wrong(pointer, keyword, "an object")
+        order = self._order_of(schema, pointer, keyword)
+        for index, (name, value) in enumerate(values.items()):
+            then: Node
+            if isinstance(value, list) and keyword != "dependentSchemas":
+                if not all(isinstance(other, str) for other in value):
+                    self._wrong(at, name, "a list of strings")
+                then = Object(required=frozenset(map(str, value)), pointer=at)
+            elif keyword == "dependentRequired":
+                self._wrong(at, name, "a list of strings")
+            else:
+                then = self.read(value, step(at, name), (*order, index))
+            dependents.append(Conditional(Object(required=frozenset([name]), pointer=at), then, ANY, at))
+        return dependents
+
+    def _read_choices(self, schema: dict[str, Json], pointer: str, keyword: str) -> list[Node]:
         options = schema[keyword]
         if not isinstance(options, list) or not options:
             self._wrong(pointer, keyword, "a list of schemas, not empty")
@@ -454,6 +534,14 @@ class _Reader:
 
     def _read_one(self, schema: dict[str, Json], pointer: str, keyword: str) -> Node:
         return self.read(schema[keyword], f"{pointer}/{keyword}", self._order_of(schema, pointer, keyword))
+
+    def _read_members(self, schema: dict[str, Json], pointer: str, keyword: str) -> Iterator[tuple[str, Node]]:
+        members = schema[keyword]
+        if not isinstance(members, dict):
+            self._wrong(pointer, keyword, "an object")
+        order = self._order_of(schema, pointer, keyword)
+        for index, (name, value) in enumerate(members.items()):
+            yield name, self.read(value, step(f"{pointer}/{keyword}", name), (*order, index))
 
     def _read_list(self, schema: dict[str, Json], pointer: str, keyword: str, values: list[Json]) -> list[Node]:
         order = self._order_of(schema, pointer, keyword)

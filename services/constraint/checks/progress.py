@@ -1,0 +1,348 @@
+"""How far a JSON text has come, as an immutable value, and what its checks say of it.
+
+The text is one that a JSON grammar lets pass, so that nothing here looks for mistakes of syntax. A `Progress` is made
+from the one before and the bytes of a token; it is None where a check refuses what has come.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import Enum, auto
+from typing import Any, Final
+
+from services.constraint.sources.json_schema.evaluate import SOME_NUMBER, SOME_STRING, Open, Scalar, Value, identity
+from services.constraint.sources.json_schema.keys import key_bytes
+from services.constraint.sources.json_schema.nodes import Array, Json, Node, NoValue, Object
+from services.constraint.sources.json_schema.obligations import Kind, Obligations
+
+_SPACE: Final = b" \t\n\r"
+_STRING_BODY: Final = re.compile(rb'(?:[^"\\]|\\.)*', re.DOTALL)
+_SCALAR_BODY: Final = re.compile(rb"[^,\]} \t\n\r]*")
+_LITERALS: Final[dict[bytes, Json]] = {b"true": True, b"false": False, b"null": None}
+# Items or members of a container up to which it is judged again with each one; beyond it, when it is closed.
+_MAX_EARLY: Final = 256
+
+
+class Place(Enum):
+    """What comes next."""
+
+    VALUE = auto()  # or, in an empty list, its end
+    KEY = auto()  # or, in an empty object, its end
+    IN_KEY = auto()
+    COLON = auto()
+    IN_STRING = auto()
+    IN_SCALAR = auto()  # a number, true, false or null
+    AFTER = auto()  # a comma or the end of the container
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Container:
+    """What an open object or list must satisfy, from the moment it is opened.
+
+    `key` is its name in `parent`, where that is an object. `wholes` are judged with each of its values and when it is
+    closed; `only_names` are the names that its members may have, None where that is no list. `is_checked` tells whether
+    something in it or around it is judged that may have to be taken back.
+    """
+
+    parent: Frame | None
+    key: str | None
+    is_object: bool
+    objects: tuple[Object, ...] = ()
+    arrays: tuple[Array, ...] = ()
+    wholes: tuple[Node, ...] = ()
+    required: frozenset[str] = frozenset()
+    only_names: frozenset[str] | None = None
+    is_unique: bool = False
+    keeps_values: bool = False
+    is_checked: bool = False
+
+
+class Frame:
+    """A container and what is in it so far: `members` or `values`, which are whole only where it keeps values."""
+
+    __slots__ = ("container", "members", "num_items", "remembered", "values")
+
+    def __init__(self, container: Container, members: dict[str, Value], values: list[Value], num_items: int) -> None:
+        self.container = container
+        self.members = members
+        self.values = values
+        self.num_items = num_items
+        self.remembered: dict[object, Any] = {}
+
+    def with_value(self, value: Value, key: str | None) -> Frame:
+        """Return the frame with one more item, or a member where `key` is given."""
+        container, num_items = self.container, self.num_items + 1
+        if key is not None:
+            return Frame(container, {**self.members, key: value}, self.values, num_items)
+        return Frame(container, self.members, [*self.values, value] if container.keeps_values else [], num_items)
+
+    @property
+    def contents(self) -> dict[str, Value] | list[Value]:
+        """What is in it."""
+        return self.members if self.container.is_object else self.values
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A place in a text.
+
+    `text` is what has come of the key, string or scalar that is being read, as far as it matters; `key` the latest key
+    of an object; `nodes` what the value that comes next, or is being read, must satisfy.
+    """
+
+    frame: Frame | None
+    place: Place
+    text: bytes = b""
+    key: str | None = None
+    nodes: tuple[Node, ...] = ()
+
+
+class JsonChecks:
+    """Follows texts of one schema. Immutable but for what it remembers; not thread-safe."""
+
+    def __init__(self, obligations: Obligations) -> None:
+        self._obligations = obligations
+        self._evaluator = obligations.evaluator
+        self.start: Final = Progress(None, Place.VALUE, nodes=obligations.of_root())
+
+    def feed(self, progress: Progress, data: bytes) -> Progress | None:
+        """Return where bytes lead, or None where a check refuses them."""
+        at = 0
+        now: Progress | None = progress
+        while at < len(data):
+            assert now is not None
+            if now.place is Place.IN_STRING or now.place is Place.IN_KEY:
+                at, now = self._read_string(now, data, at)
+            elif now.place is Place.IN_SCALAR:
+                at, now = self._read_scalar(now, data, at)
+            elif data[at] in _SPACE:
+                at += 1
+            else:
+                now = self._read_sign(now, data[at])
+                at += 1 if now is None or now.place is not Place.IN_SCALAR else 0
+            if now is None:
+                return None
+        return now
+
+    def may_end(self, progress: Progress) -> bool:
+        """Tell whether the text may end where the grammar lets it."""
+        if progress.place is Place.IN_SCALAR and progress.nodes:
+            return self._holds_all(progress.nodes, _scalar(progress.text))
+        return True
+
+    def is_settled(self, progress: Progress) -> bool:
+        """Tell whether no check is pending: nothing of the text will have to be taken back."""
+        return not progress.nodes and (progress.frame is None or not progress.frame.container.is_checked)
+
+    # What closes, or goes on, whatever the scalar before it is: True, False, or None where that depends.
+
+    def may_end_value(self, progress: Progress) -> bool | None:
+        """Tell whether the value that is being read may end."""
+        if progress.nodes:
+            return None
+        return True if progress.frame is None else self._verdict(progress, "end")
+
+    def may_close(self, progress: Progress) -> bool | None:
+        """Tell whether the container may be closed behind the value that is being read."""
+        return True if progress.frame is None else self._verdict(progress, "close")
+
+    def may_go_on(self, progress: Progress) -> bool:
+        """Tell whether a comma may follow the value that is being read."""
+        frame = progress.frame
+        if frame is None or frame.container.only_names is None:
+            return True
+        num_members = len(frame.members) + (progress.place is not Place.AFTER)
+        return len(frame.container.only_names) > num_members
+
+    def _verdict(self, progress: Progress, what: str) -> bool | None:
+        frame = progress.frame
+        assert frame is not None
+        value: Scalar | None = None
+        if progress.place is Place.IN_STRING:
+            value = SOME_STRING
+        elif progress.place is Place.IN_SCALAR:
+            if progress.text[:1] not in b"-0123456789":
+                return None  # true, false or null: judged when it has come
+            value = SOME_NUMBER
+        key = (what, value, progress.key)
+        if key not in frame.remembered:
+            frame.remembered[key] = self._decide(frame, what, progress.key, value)
+        verdict: bool | None = frame.remembered[key]
+        return verdict
+
+    def _decide(self, frame: Frame, what: str, key: str | None, value: Scalar | None) -> bool | None:
+        container = frame.container
+        if container.is_unique and what == "end":
+            return None
+        if value is not None:
+            frame = frame.with_value(value, key if container.is_object else None)
+        if what == "close" and not container.required <= frame.members.keys():
+            return False
+        if not container.wholes:
+            return True
+        contents = frame.contents if what == "close" else Open(frame.contents)
+        self._evaluator.has_met_scalar = False
+        verdicts = [self._evaluator.holds(node, contents) for node in container.wholes]
+        if False in verdicts:
+            return False
+        return None if self._evaluator.has_met_scalar else True
+
+    # Reading
+
+    def _read_string(self, progress: Progress, data: bytes, at: int) -> tuple[int, Progress | None]:
+        is_kept = progress.place is Place.IN_KEY or self._needs_value(progress)
+        text = progress.text + data[at:] if progress.text else data[at:]
+        end = _STRING_BODY.match(text).end()  # type: ignore[union-attr]
+        if end == len(text) or text[end] != 0x22:
+            # All of it is inside; a lone backslash at the end waits for what it escapes.
+            rest = text if is_kept else text[end:]
+            return len(data), Progress(progress.frame, progress.place, rest, progress.key, progress.nodes)
+        at += end + 1 - len(progress.text)
+        if progress.place is Place.IN_KEY:
+            return at, self._end_key(progress, json.loads(b'"' + text[:end] + b'"'))
+        return at, self._end_value(progress, json.loads(b'"' + text[:end] + b'"') if is_kept else "")
+
+    def _read_scalar(self, progress: Progress, data: bytes, at: int) -> tuple[int, Progress | None]:
+        end = _SCALAR_BODY.match(data, at).end()  # type: ignore[union-attr]
+        text = progress.text + data[at:end]
+        if end == len(data):
+            return end, Progress(progress.frame, progress.place, text, progress.key, progress.nodes)
+        return end, self._end_value(progress, _scalar(text) if self._needs_value(progress) else None)
+
+    def _needs_value(self, progress: Progress) -> bool:
+        return bool(progress.nodes) or (progress.frame is not None and progress.frame.container.keeps_values)
+
+    def _read_sign(self, progress: Progress, byte: int) -> Progress | None:
+        frame = progress.frame
+        if byte == 0x22:
+            if progress.place is Place.KEY:
+                return Progress(frame, Place.IN_KEY)
+            nodes = self._obligations.of_kind(progress.nodes, str)
+            return Progress(frame, Place.IN_STRING, b"", progress.key, nodes)
+        if byte in b"{[":
+            return self._open(progress, is_object=byte == 0x7B)
+        if byte in b"}]":
+            assert frame is not None
+            return self._close(frame)
+        if byte == 0x2C:
+            assert frame is not None
+            if not self.may_go_on(progress):
+                return None
+            if frame.container.is_object:
+                return Progress(frame, Place.KEY)
+            nodes = self._obligations.of_item(frame.container.arrays, frame.num_items)
+            return Progress(frame, Place.VALUE, nodes=nodes)
+        if byte == 0x3A:
+            return Progress(frame, Place.VALUE, b"", progress.key, progress.nodes)
+        kind: Kind = float if byte in b"-0123456789" else None if byte == 0x6E else bool
+        nodes = self._obligations.of_kind(progress.nodes, kind)
+        return Progress(frame, Place.IN_SCALAR, b"", progress.key, nodes)
+
+    def _end_key(self, progress: Progress, name: str) -> Progress | None:
+        frame = progress.frame
+        assert frame is not None
+        container = frame.container
+        if name in frame.members or (container.only_names is not None and name not in container.only_names):
+            return None
+        for node in container.objects:
+            if self._obligations.needs_check(node.names) and self._evaluator.holds(node.names, name) is not True:
+                return None
+        nodes = self._obligations.of_member(container.objects, name)
+        return Progress(frame, Place.COLON, b"", name, nodes)
+
+    def _end_value(self, progress: Progress, value: Value) -> Progress | None:
+        """Return the place behind a scalar."""
+        if progress.nodes and not self._holds_all(progress.nodes, value):
+            return None
+        return self._added(progress.frame, progress.key, value)
+
+    def _added(self, frame: Frame | None, key: str | None, value: Value) -> Progress | None:
+        """Return the place behind a value that is right on its own."""
+        if frame is None:
+            return Progress(None, Place.AFTER)
+        container = frame.container
+        if container.is_unique:
+            identified = identity(value)
+            if any(identity(other) == identified for other in frame.values):
+                return None
+        frame = frame.with_value(value, key if container.is_object else None)
+        if container.wholes and frame.num_items <= _MAX_EARLY:
+            contents = Open(frame.contents)
+            if any(self._evaluator.holds(node, contents) is False for node in container.wholes):
+                return None
+        return Progress(frame, Place.AFTER)
+
+    def _open(self, progress: Progress, *, is_object: bool) -> Progress:
+        nodes = self._obligations.of_kind(progress.nodes, dict if is_object else list)
+        container = self._container(progress.frame, progress.key, nodes, is_object=is_object)
+        frame = Frame(container, {}, [], 0)
+        if is_object:
+            return Progress(frame, Place.KEY)
+        return Progress(frame, Place.VALUE, nodes=self._obligations.of_item(container.arrays, 0))
+
+    def _container(
+        self, parent: Frame | None, key: str | None, nodes: tuple[Node, ...], *, is_object: bool
+    ) -> Container:
+        has = self._obligations.is_inexact
+        objects = tuple(node for node in nodes if isinstance(node, Object) and not has(node, "patternProperties"))
+        arrays = tuple(node for node in nodes if isinstance(node, Array))
+        only_names: frozenset[str] | None = None
+        for only in map(_only_names, objects):
+            if only is not None:
+                only_names = only if only_names is None else only_names & only
+        wholes = tuple(
+            node
+            for node in nodes
+            if node not in objects and (not isinstance(node, Array) or (node.contains and has(node, "contains")))
+        )
+        is_unique = any(node.is_unique and has(node, "uniqueItems") for node in arrays)
+        is_judged = bool(wholes) or is_unique
+        has_names = any(self._obligations.needs_check(node.names) for node in objects)
+        return Container(
+            parent,
+            key,
+            is_object,
+            objects,
+            arrays,
+            wholes,
+            frozenset[str]().union(*(node.required for node in objects if has(node, "required"))),
+            only_names,
+            is_unique,
+            keeps_values=is_judged or (parent is not None and parent.container.keeps_values),
+            is_checked=is_judged or has_names or (parent is not None and parent.container.is_checked),
+        )
+
+    def _close(self, frame: Frame) -> Progress | None:
+        container = frame.container
+        if not container.required <= frame.members.keys() or not self._holds_all(container.wholes, frame.contents):
+            return None
+        return self._added(container.parent, container.key, frame.contents)
+
+    def _holds_all(self, nodes: tuple[Node, ...], value: Value) -> bool:
+        return all(self._evaluator.holds(node, value) is True for node in nodes)
+
+    def key_texts(self, frame: Frame) -> list[bytes]:
+        """Return the keys of an object as they are written, quotes included."""
+        if "keys" not in frame.remembered:
+            frame.remembered["keys"] = [key_bytes(name) for name in frame.members]
+        texts: list[bytes] = frame.remembered["keys"]
+        return texts
+
+
+def _only_names(node: Object) -> frozenset[str] | None:
+    """Return the names that an object's members may have, or None where that is no list."""
+    only: frozenset[str] | None = None
+    for members in node.members:
+        if isinstance(members.additional, NoValue) and not members.patterns:
+            names = frozenset(members.properties)
+            only = names if only is None else only & names
+    return only
+
+
+def _scalar(text: bytes) -> Json:
+    if text in _LITERALS:
+        return _LITERALS[text]
+    return Decimal(text.decode()) if any(sign in text for sign in b".eE") else int(text)

@@ -1,0 +1,416 @@
+"""Tells whether a value is one of a node's: by the definition of each keyword, for values that may not be whole yet.
+
+The logic has three values (Kleene, "Introduction to Metamathematics", 1952, section 64): True and False stand whatever
+is still to come, None is not decided. What is not whole is an `Open` container, to which more may be added, or a
+`Scalar`, of which only the type is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TypeAlias
+
+from services.constraint.sources.json_schema.nodes import (
+    AllOf,
+    AnyOf,
+    AnyValue,
+    Array,
+    Boolean,
+    Conditional,
+    Constants,
+    Json,
+    Members,
+    Node,
+    Not,
+    NoValue,
+    Null,
+    Number,
+    Object,
+    OneOf,
+    Ref,
+    String,
+    Unevaluated,
+)
+from services.constraint.sources.json_schema.formats import FORMATS
+from services.constraint.sources.json_schema.strings import dfa_of
+
+Verdict: TypeAlias = bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """A list or an object of which this much is known."""
+
+    value: list[Value] | dict[str, Value]
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """A string or a number of which nothing but the type is known."""
+
+    kind: type
+
+
+Value: TypeAlias = "Json | Open | Scalar | list[Value] | dict[str, Value]"
+
+SOME_STRING = Scalar(str)
+SOME_NUMBER = Scalar(Decimal)
+
+# Verdicts on whole lists and objects that are remembered; beyond it all are forgotten.
+_MAX_REMEMBERED = 20_000
+
+
+class Evaluator:
+    """Judges values; `targets` are the nodes that references name.
+
+    Lists and objects that were judged must not be changed afterwards.
+    """
+
+    def __init__(self, targets: Mapping[str, Node]) -> None:
+        self._targets = targets
+        self._running: set[tuple[str, int]] = set()  # (target, id of the value) of the references that are followed
+        self._num_cuts = 0  # references that led to themselves
+        self._remembered: dict[tuple[int, int], tuple[object, object, Verdict]] = {}
+        self.has_met_scalar = False
+        """Set where what is not known of a `Scalar` might have decided; never cleared here."""
+
+    def holds(self, node: Node, value: Value) -> Verdict:
+        """Tell whether a value is one of the node's."""
+        if isinstance(value, list | dict) and not isinstance(node, AnyValue | NoValue | Null | Boolean | Number):
+            key = (id(node), id(value))
+            known = self._remembered.get(key)
+            if known is not None:
+                return known[2]
+            num_cuts = self._num_cuts
+            verdict = self._judge(node, value)
+            if verdict is not None and num_cuts == self._num_cuts:
+                if len(self._remembered) >= _MAX_REMEMBERED:
+                    self._remembered.clear()
+                self._remembered[key] = (node, value, verdict)  # they live as long as their ids are keys
+            return verdict
+        return self._judge(node, value)
+
+    def _judge(self, node: Node, value: Value) -> Verdict:
+        match node:
+            case AnyValue():
+                return True
+            case NoValue():
+                return False
+            case Object():
+                inner = value.value if isinstance(value, Open) else value
+                return isinstance(inner, dict) and self._object(node, inner, isinstance(value, Open))
+            case String():
+                return self._string(node, value)
+            case Array():
+                inner = value.value if isinstance(value, Open) else value
+                return isinstance(inner, list) and self._array(node, inner, isinstance(value, Open))
+            case Number():
+                return self._number(node, value)
+            case Constants(values):
+                return self._constants(values, value)
+            case Null():
+                return value is None
+            case Boolean():
+                return isinstance(value, bool)
+            case Ref(target):
+                return self._reference(target, value)
+            case AllOf(parts):
+                return _all(self.holds(part, value) for part in parts)
+            case AnyOf(options):
+                return _any(self.holds(option, value) for option in options)
+            case OneOf(options):
+                return self._one_of(options, value)
+            case Not(inner_node):
+                return _not(self.holds(inner_node, value))
+            case Conditional():
+                return self._conditional(node, value)
+            case Unevaluated():
+                return self._unevaluated(node, value)
+
+    def _reference(self, target: str, value: Value) -> Verdict:
+        key = (target, id(value))
+        if key in self._running:
+            # A definition that is itself, with nothing around it, has no value: the least fixed point.
+            self._num_cuts += 1
+            return False
+        self._running.add(key)
+        try:
+            return self.holds(self._targets[target], value)
+        finally:
+            self._running.discard(key)
+
+    def _one_of(self, options: tuple[Node, ...], value: Value) -> Verdict:
+        num_true, is_open = 0, False
+        for option in options:
+            verdict = self.holds(option, value)
+            num_true += verdict is True
+            is_open = is_open or verdict is None
+            if num_true > 1:
+                return False
+        return None if is_open else num_true == 1
+
+    def _conditional(self, node: Conditional, value: Value) -> Verdict:
+        condition = self.holds(node.condition, value)
+        if condition is not None:
+            return self.holds(node.then if condition else node.otherwise, value)
+        then = self.holds(node.then, value)
+        return then if then is not None and then == self.holds(node.otherwise, value) else None
+
+    # One type each
+
+    def _string(self, node: String, value: Value) -> Verdict:
+        if value is SOME_STRING:
+            if not node.patterns and not node.formats and node.min_length == 0 and node.max_length is None:
+                return True
+            self.has_met_scalar = True
+            return None
+        if not isinstance(value, str):
+            return False
+        return is_string_of(node, value)
+
+    def _number(self, node: Number, value: Value) -> Verdict:
+        if value is SOME_NUMBER:
+            if not node.is_integer and node.low is None and node.high is None and not node.multiples_of:
+                return True
+            self.has_met_scalar = True
+            return None
+        return isinstance(value, int | Decimal) and not isinstance(value, bool) and is_within(node, value)
+
+    def _constants(self, values: tuple[Json, ...], value: Value) -> Verdict:
+        if isinstance(value, Scalar):
+            kinds = (int, Decimal) if value is SOME_NUMBER else (str,)
+            if not any(isinstance(other, kinds) and not isinstance(other, bool) for other in values):
+                return False
+            self.has_met_scalar = True
+            return None
+        if isinstance(value, Open):
+            wanted = list if isinstance(value.value, list) else dict
+            return None if any(isinstance(other, wanted) for other in values) else False
+        if isinstance(value, list | dict) and _is_part_unknown(value):
+            if any(type(other) is type(value) for other in values):
+                self.has_met_scalar = True
+                return None
+            return False
+        identified = identity(value)
+        return any(identity(other) == identified for other in values)
+
+    def _array(self, node: Array, items: list[Value], is_open: bool) -> Verdict:
+        if node.max_items is not None and len(items) > node.max_items:
+            return False
+        result = _all(
+            self.holds(node.prefix[i] if i < len(node.prefix) else node.rest, item) for i, item in enumerate(items)
+        )
+        if result is False:
+            return False
+        if node.is_unique:
+            unique = are_unique(items)
+            if unique is False:
+                return False
+            result = result and unique
+        for contains in node.contains:
+            found = self._contains(contains.node, items)
+            if contains.maximum is not None and found[0] > contains.maximum:
+                return False
+            is_decided = found[1] == 0 and not is_open
+            if found[0] < contains.minimum:
+                if is_decided:
+                    return False
+                result = None
+            elif contains.maximum is not None and not is_decided:
+                result = None
+        if is_open:
+            return None
+        return result if len(items) >= node.min_items else False
+
+    def _contains(self, node: Node, items: list[Value]) -> tuple[int, int]:
+        """Return how many items are a node's, and of how many that is not known."""
+        verdicts = [self.holds(node, item) for item in items]
+        return verdicts.count(True), verdicts.count(None)
+
+    def _object(self, node: Object, members: dict[str, Value], is_open: bool) -> Verdict:
+        if node.max_properties is not None and len(members) > node.max_properties:
+            return False
+        result: Verdict = True
+        for name, member in members.items():
+            for part in parts_of(node, name):
+                verdict = self.holds(part, member)
+                if verdict is False:
+                    return False
+                result = result and verdict
+            if not isinstance(node.names, AnyValue):
+                verdict = self.holds(node.names, name)
+                if verdict is False:
+                    return False
+                result = result and verdict
+        if is_open:
+            return None
+        if len(members) < node.min_properties or not node.required <= members.keys():
+            return False
+        return result
+
+    # Unevaluated members and items
+
+    def _unevaluated(self, node: Unevaluated, value: Value) -> Verdict:
+        verdict = self.holds(node.node, value)
+        if verdict is not True:
+            return verdict
+        if isinstance(value, dict) and node.members is not None:
+            names = self._evaluated_names(node.node, value)
+            return _all(self.holds(node.members, member) for name, member in value.items() if name not in names)
+        if isinstance(value, list) and node.items is not None:
+            places = self._evaluated_places(node.node, value)
+            return _all(self.holds(node.items, item) for place, item in enumerate(value) if place not in places)
+        return True
+
+    def _evaluated_names(self, node: Node, value: dict[str, Value]) -> set[str]:
+        if isinstance(node, Object):
+            return {name for name in value if any(_is_evaluated(members, name) for members in node.members)}
+        if isinstance(node, Unevaluated) and node.members is not None:
+            return set(value)
+        return set().union(*(self._evaluated_names(part, value) for part in self._annotating(node, value)))
+
+    def _evaluated_places(self, node: Node, value: list[Value]) -> set[int]:
+        if isinstance(node, Array):
+            places = set(range(len(value) if node.evaluates_rest else min(len(value), len(node.prefix))))
+            if node.evaluates_contained:
+                for contains in node.contains:
+                    places.update(i for i, item in enumerate(value) if self.holds(contains.node, item))
+            return places
+        if isinstance(node, Unevaluated) and node.items is not None:
+            return set(range(len(value)))
+        return set().union(*(self._evaluated_places(part, value) for part in self._annotating(node, value)))
+
+    def _annotating(self, node: Node, value: Value) -> Iterable[Node]:
+        """Return the parts of a node that holds whose looking at members and items counts."""
+        match node:
+            case Ref(target):
+                return (self._targets[target],)
+            case AllOf(parts):
+                return parts
+            case AnyOf(options) | OneOf(options):
+                return [option for option in options if self.holds(option, value)]
+            case Conditional():
+                if self.holds(node.condition, value):
+                    return (node.condition, node.then)
+                return (node.otherwise,)
+            case Unevaluated():
+                return (node.node,)
+        return ()
+
+
+def parts_of(node: Object, name: str) -> Iterator[Node]:
+    """Yield the nodes that an object's member of this name must have."""
+    for members in node.members:
+        is_named = name in members.properties
+        if is_named:
+            yield members.properties[name]
+        for pattern, part in members.patterns:
+            if found_in(pattern, name):
+                is_named = True
+                yield part
+        if not is_named and not isinstance(members.additional, AnyValue):
+            yield members.additional
+
+
+def _is_evaluated(members: Members, name: str) -> bool:
+    return (
+        members.evaluates_rest
+        or name in members.properties
+        or any(found_in(pattern, name) for pattern, _ in members.patterns)
+    )
+
+
+def is_string_of(node: String, value: str) -> bool:
+    """Tell whether a string is one of the node's."""
+    if len(value) < node.min_length or (node.max_length is not None and len(value) > node.max_length):
+        return False
+    return all(found_in(pattern, value) for pattern in node.patterns) and all(
+        has_format(name, value) for name in node.formats
+    )
+
+
+def found_in(pattern: str, text: str) -> bool:
+    """Tell whether an ECMA-262 pattern is found in a text. By automaton, so in time linear in the text."""
+    return dfa_of(pattern).matches(text)
+
+
+def has_format(name: str, text: str) -> bool:
+    """Tell whether a text has a format of the table."""
+    known = FORMATS[name]
+    return found_in(known.pattern, text) and (getattr(known, 'check', None) is None or known.check(text))
+
+
+def _all(verdicts: Iterable[Verdict]) -> Verdict:
+    result: Verdict = True
+    for verdict in verdicts:
+        if verdict is False:
+            return False
+        result = result and verdict
+    return result
+
+
+def _any(verdicts: Iterable[Verdict]) -> Verdict:
+    result: Verdict = False
+    for verdict in verdicts:
+        if verdict is True:
+            return True
+        result = None if verdict is None else result
+    return result
+
+
+def _not(verdict: Verdict) -> Verdict:
+    return None if verdict is None else not verdict
+
+
+def _is_part_unknown(value: list[Value] | dict[str, Value]) -> bool:
+    """Tell whether the latest part of a container is not whole; only that one can be."""
+    parts = list(value.values()) if isinstance(value, dict) else value
+    return bool(parts) and isinstance(parts[-1], Open | Scalar)
+
+
+def are_unique(items: list[Value]) -> Verdict:
+    """Tell whether no two items are equal; items that are not whole are left out, and make it None at best."""
+    seen: set[object] = set()
+    result: Verdict = True
+    for item in items:
+        if isinstance(item, Open | Scalar):
+            result = None
+            continue
+        identified = identity(item)
+        if identified in seen:
+            return False
+        seen.add(identified)
+    return result
+
+
+def identity(value: Value) -> object:
+    """Return something hashable that is equal for equal JSON values.
+
+    1 and 1.0 are, 1 and true are not, and the order of keys does not matter.
+    """
+    if isinstance(value, bool) or value is None:
+        return ("literal", value)
+    if isinstance(value, list):
+        return ("list", tuple(map(identity, value)))
+    if isinstance(value, dict):
+        return ("object", frozenset((key, identity(member)) for key, member in value.items()))
+    return value
+
+
+def is_within(node: Number, value: int | Decimal) -> bool:
+    """Tell whether a number is one of the node's."""
+    if node.is_integer and isinstance(value, Decimal) and (node.is_plain or value != value.to_integral_value()):
+        return False
+    if node.low is not None and (value < node.low.value or (node.low.is_exclusive and value == node.low.value)):
+        return False
+    if node.high is not None and (value > node.high.value or (node.high.is_exclusive and value == node.high.value)):
+        return False
+    return all(is_multiple(value, divisor) for divisor in node.multiples_of)
+
+
+def is_multiple(value: int | Decimal, divisor: Decimal) -> bool:
+    """Tell whether a number is a multiple of another, exactly."""
+    (top, bottom), (divisor_top, divisor_bottom) = Decimal(value).as_integer_ratio(), divisor.as_integer_ratio()
+    return (top * divisor_bottom) % (bottom * divisor_top) == 0
