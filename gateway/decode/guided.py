@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final
 
-from gateway.decode.interfaces import Compiled, CompileOptions, Constraint, ConstraintStream, Guidance
+from gateway.decode.interfaces import Compiled, CompileOptions, Constraint, ConstraintStream, Guidance, MatcherState
 from services.rpckit.status import LeaseExpired, NotReady, ServiceError, TokenRejected
 
 # States lost more often than this within one request mean a service without room for it.
@@ -26,7 +26,8 @@ class Guide:
         self._constraint = constraint
         self._options = options
         self._grammar_id = ""
-        self._epoch = 0
+        self._known: set[MatcherState] = set()
+        """States that the service has named since it last lost some: the older ones are replayed without asking."""
         self._token_ids: list[int] = []
         self._guidance: Guidance | None = None
         self._num_replays = 0
@@ -48,9 +49,9 @@ class Guide:
     def look(self, token_id: int) -> asyncio.Task[Guidance]:
         """Ask what follows `token_id`; the call is on its way when this returns."""
         token_ids, state = [*self._token_ids, token_id], self.guidance.after_forced
-        if state.epoch == self._epoch:
+        if state in self._known:
             future = self._stream.advance(self._grammar_id, state, [token_id])
-        else:  # a state from before the service lost all of them
+        else:
             future = self._replay(token_ids)
         return asyncio.ensure_future(self._answer(future, token_ids))
 
@@ -72,7 +73,7 @@ class Guide:
     async def _compile(self) -> Compiled:
         compiled = await self._stream.compile(self._constraint, self._options)
         self._grammar_id = compiled.grammar_id
-        self._epoch = compiled.start.state.epoch
+        self._known = {compiled.start.after_forced}
         return compiled
 
     def _replay(self, token_ids: Sequence[int]) -> asyncio.Future[Guidance]:
@@ -82,7 +83,7 @@ class Guide:
         while True:
             try:
                 guidance = await future
-                self._epoch = guidance.state.epoch
+                self._known.add(guidance.after_forced)
                 return guidance
             except LeaseExpired as error:
                 self._num_replays += 1

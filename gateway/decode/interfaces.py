@@ -79,8 +79,11 @@ class Guidance:
 
     @property
     def num_needed(self) -> int:
-        """Tokens from `state` to the end of one complete text: the forced ones and the witness."""
-        return len(self.forced_token_ids) + self.witness_num_tokens
+        """Tokens from `state` to the end of one complete text: the forced ones and the witness.
+
+        Where a check refuses the end, the grammar's witness may have no token, and the text one at least.
+        """
+        return len(self.forced_token_ids) + max(self.witness_num_tokens, not self.is_accepting)
 
 
 @dataclass(frozen=True, slots=True)

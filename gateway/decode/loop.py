@@ -175,12 +175,9 @@ class DecodeLoop:
             point.refused.add(token_id)
         return None
 
-    def _shortest_way_on(self, guidance: Guidance) -> int:
+    def _shortest_way_on(self, guidance: Guidance) -> int | None:
         """Return the first token of the witness, an end token where the text is complete."""
-        token_id = self._vocabulary.eos_token_ids[0] if guidance.is_accepting else guidance.witness_token_id
-        if token_id is None:
-            raise ServiceError("the constraint service allows tokens and names no way to the end; its bug")
-        return token_id
+        return self._vocabulary.eos_token_ids[0] if guidance.is_accepting else guidance.witness_token_id
 
     def _go_back(self, guide: Guide) -> None:
         """Take back the token that led here, and what it forced: it counts as masked where it was chosen."""

@@ -410,6 +410,17 @@ async def test_settled_text_without_a_way_on_is_an_error() -> None:
         await decode(Hasty(["ab1x", "ab2x", "c"], ["ab1x", "ab2x"]), likes("ab1x"))
 
 
+async def test_a_text_whose_end_is_refused_is_not_complete_though_its_witness_has_no_token() -> None:
+    class OfTheGrammar(CheckedLanguage):
+        def witness(self, prefix: bytes) -> list[int]:
+            return [] if prefix in self.texts else super().witness(prefix)
+
+    language = OfTheGrammar(["ab", "abcc"], ["ab"], forcing=False)
+    assert (await decode(language)).text == "abcc"
+    with pytest.raises(BudgetTooSmall):
+        await decode(language, max_tokens=1)
+
+
 async def test_a_complete_text_ends_when_nothing_longer_fits() -> None:
     # The witness of a complete text is to end it.
     run = await decode(FiniteLanguage(["ab", *(f"ab{i}cccc" for i in range(9))]), max_tokens=3, max_budget_draws=2)
