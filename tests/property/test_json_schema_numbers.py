@@ -94,7 +94,7 @@ def shifted_texts(draw: st.DrawFn, value: Decimal) -> str:
     return f"{Decimal((sign, digits, exponent + shift)):f}e{-shift}"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(data=st.data(), is_integer=st.booleans(), low=bounds, high=bounds)
 def test_bounds_are_exact(data: st.DataObject, is_integer: bool, low: Bound | None, high: Bound | None) -> None:
     numbers = (is_integer, low, high, ())
@@ -114,7 +114,7 @@ def test_bounds_are_exact(data: st.DataObject, is_integer: bool, low: Bound | No
         assert is_within or not accepts(expression, text), text
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(data=st.data(), is_integer=st.booleans(), low=bounds, high=bounds, multiples_of=several)
 def test_multiples_are_exact(
     data: st.DataObject, is_integer: bool, low: Bound | None, high: Bound | None, multiples_of: tuple[Decimal, ...]
@@ -130,7 +130,7 @@ def test_multiples_are_exact(
             assert is_within or not (is_exact and accepts(expression, text)), text
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(data=st.data(), is_integer=st.booleans(), low=bounds, high=bounds)
 def test_what_json_writers_write_is_taken(
     data: st.DataObject, is_integer: bool, low: Bound | None, high: Bound | None
@@ -158,7 +158,7 @@ def test_plain_integers_are_digits(
         assert not accepts(expression, text) or text.lstrip("-").isdigit(), text
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(is_integer=st.booleans(), low=bounds, high=bounds, multiples_of=st.just(()) | several)
 def test_nothing_is_nothing(
     is_integer: bool, low: Bound | None, high: Bound | None, multiples_of: tuple[Decimal, ...]
@@ -219,7 +219,6 @@ def test_without_conditions_expressions_are_shared() -> None:
     assert number(False, None, None, (), "any") == (NUMBER, True)
     assert number(True, None, None, (), "any")[0] is INTEGER
     assert number(True, None, None, (), "plain")[0] is PLAIN_INTEGER
-    assert number(False, None, None, (Decimal(1),), "any")[0] is INTEGER
 
 
 def test_huge_bounds() -> None:
@@ -238,6 +237,7 @@ def test_huge_bounds() -> None:
         (False, at_least("1e401"), None, ()),
         (False, None, at_most("1e-999999999"), ()),
         (True, None, None, (Decimal("1e999999999"),)),
+        (False, at_least(1), None, (Decimal(3**800), Decimal(7**400))),
     ],
 )
 def test_beyond_the_digits_of_a_bound_is_an_error(numbers: Numbers) -> None:

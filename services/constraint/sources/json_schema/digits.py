@@ -1,9 +1,9 @@
-"""Automata over the digits of one number that is not negative: within limits, and a multiple of a step.
+"""Automata over the digits of one number without a sign: within limits, and a multiple of a step.
 
 Digits are read from left to right, in one of two spellings: *plain* (`12.50`), and *scientific* (`1.250e+01`: one
 nonzero digit before the point, as JSON writers print large and small numbers). In both, numbers are compared by their
 size first (how many whole digits there are, or the exponent) and by their digits where the sizes are the same. The
-plain spelling tells the size at the point and the scientific one at the end; either way the state remembers how the
+plain spelling tells the size at the point and the scientific one at the end; either way a state remembers how the
 digits compare, and needs nothing else of a limit.
 """
 
@@ -29,8 +29,10 @@ BELOW = -1
 ABOVE = -2
 
 _MAX_EXPONENT = 10**MAX_EXPONENT_DIGITS - 1
-_ZERO, _ONE, _NINE, _POINT, _PLUS, _MINUS = b"019.+-"
+_ZERO, _POINT, _PLUS, _MINUS = b"0.+-"
 _EXPONENT_MARKS = b"Ee"
+_DIGITS = range(10)
+_NO_RANGE = (1, 0)
 
 _State = TypeVar("_State", bound=Hashable)
 _Edge: TypeAlias = tuple[int, int, _State]  # first byte, last byte, target
@@ -82,12 +84,12 @@ class Limit:
         return len(self.digits) if self.is_behind else ABOVE
 
     def is_met(self, order: int) -> bool:
-        """Tell whether a number of the limit's size is on the right side when only zeros follow."""
+        """Tell whether a number of the limit's size is on the right side if only zeros follow."""
         return order == self.side or (order >= 0 and self.side == BELOW)
 
-    def is_missed(self, order: int) -> bool:
-        """Tell whether a number of the limit's size is on the wrong side whatever follows."""
-        return order < 0 and order != self.side
+    def may_be_met(self, order: int) -> bool:
+        """Tell whether a number of the limit's size is on the right side, or digits may follow that lead there."""
+        return order >= 0 or order == self.side
 
 
 def _significant(value: Decimal) -> tuple[int, tuple[int, ...]]:
@@ -97,6 +99,18 @@ def _significant(value: Decimal) -> tuple[int, tuple[int, ...]]:
     while end and not digits[end - 1]:
         end -= 1
     return (value.adjusted() if end else 0), digits[:end]
+
+
+def _runs(limits: tuple[Limit, ...], orders: _Orders, digits: range) -> Iterator[tuple[int, int, _Orders]]:
+    """Yield runs of digits that compare in the same way, and how: (first, last, orders)."""
+    firsts = {digits.start}
+    for limit, order in zip(limits, orders, strict=True):
+        if order >= 0:
+            expected = limit.expected(order)
+            firsts |= {expected, expected + 1}
+    ordered = sorted(firsts.intersection(digits))
+    for first, following in zip(ordered, [*ordered[1:], digits.stop], strict=True):
+        yield first, following - 1, tuple([limit.compare(o, first) for limit, o in zip(limits, orders, strict=True)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,26 +144,44 @@ class _Remainders:
     """
 
     def __init__(self, step: Step) -> None:
-        self._num_zeros = step.num_zeros
+        self._step = step
         # Values with n places to come are the same if they are so modulo the part of the factor that 10^n leaves.
         self._moduli = [step.factor // gcd(step.factor, 10**n) for n in range(step.num_places, -1, -1)]
         self.none: _Remainder = (0, step.num_zeros)
-        # The first digits of runs in which all leave the same.
-        self.runs = tuple(range(10)) if step.factor > 1 else (0, 1) if step.num_zeros else (0,)
+
+    def runs(self, first: int, last: int) -> Iterable[tuple[int, int]]:
+        """Return runs of digits that leave the same."""
+        if self._step.factor > 1:
+            return zip(range(first, last + 1), range(first, last + 1), strict=True)
+        if self._step.num_zeros and first == 0 < last:
+            return (0, 0), (1, last)
+        return ((first, last),)
 
     def whole(self, remainder: _Remainder, digit: int) -> _Remainder:
         """Return what is left after one more digit before the point."""
         value, num_zeros = remainder
-        if digit == 0 and num_zeros < self._num_zeros:
+        if digit == 0 and num_zeros < self._step.num_zeros:
             return value, num_zeros + 1
         if digit:
             value, num_zeros = value * 10**num_zeros, 0
         return (value * 10 + digit) % self._moduli[0], num_zeros
 
-    def fraction(self, remainder: _Remainder, digit: int) -> _Remainder:
+    def place(self, remainder: _Remainder, digit: int) -> _Remainder:
         """Return what is left after one more digit behind the point."""
         value, place = remainder
         return (value * 10 + digit) % self._moduli[place + 1], place + 1
+
+
+def plain(limits: tuple[Limit, ...], step: Step | None, *, has_point: bool) -> Automaton:
+    """Return the automaton of the numbers without an exponent; without `has_point`, of those in whole digits alone."""
+    states = _Plain(limits, step, has_point)
+    return _explored(states.start, states.edges_from, states.is_accepting)
+
+
+def scientific(limits: tuple[Limit, ...], step: Step | None) -> Automaton:
+    """Return the automaton of the numbers with an exponent, but zero. The step must be a power of ten."""
+    states = _Scientific(limits, step)
+    return _explored(states.start, states.edges_from, states.is_accepting)
 
 
 def _explored(
@@ -166,85 +198,78 @@ def _explored(
                 number = numbers[target] = len(order)
                 order.append(target)
             edges.append((source, low, high, number))
-    return Automaton(0, tuple([number for state, number in numbers.items() if is_accepting(state)]), tuple(edges))
+    return Automaton(0, tuple([number for number, state in enumerate(order) if is_accepting(state)]), tuple(edges))
 
 
-def _runs(
-    limits: tuple[Limit, ...], orders: _Orders, digits: range, starts: Iterable[int] = ()
-) -> Iterator[tuple[int, int, _Orders]]:
-    """Yield (first, last, how they compare) for runs of the digits; `starts` are digits where a run begins anyway."""
-    firsts = {digits.start, *starts}
-    for limit, order in zip(limits, orders, strict=True):
-        if order >= 0:
-            firsts |= {limit.expected(order), limit.expected(order) + 1}
-    ordered = sorted(firsts.intersection(digits))
-    for first, following in zip(ordered, [*ordered[1:], digits.stop], strict=True):
-        yield first, following - 1, tuple([limit.compare(o, first) for limit, o in zip(limits, orders, strict=True)])
+# (part, number of whole digits, how digits compare, what they leave by the step)
+_PlainState: TypeAlias = tuple[str, int, _Orders, _Remainder]
 
-
-class _PlainState(NamedTuple):
-    part: str
-    num_whole: int
-    orders: _Orders
-    remainder: _Remainder
-
-
-_ZEROS_POINT = _PlainState("zeros point", 0, (), (0, 0))
-_ZEROS = _PlainState("zeros", 0, (), (0, 0))
-_DIGITS = range(10)
+_ZEROS_POINT: _PlainState = ("zeros point", 0, (), (0, 0))
+_ZEROS: _PlainState = ("zeros", 0, (), (0, 0))
 
 
 class _Plain:
+    """The states of numbers without an exponent."""
+
     def __init__(self, limits: tuple[Limit, ...], step: Step | None, has_point: bool) -> None:
         self._limits = limits
         self._has_point = has_point
         self._num_places = None if step is None else step.num_places
         self._remainders = _Remainders(step or Step(1, 0))
-        # One more whole digit than the largest limit has is as good as many.
-        self._most = max((limit.size for limit in limits), default=0) + 1
-        self.start = _PlainState("start", 0, (0,) * len(limits), self._remainders.none)
+        # With more whole digits than any limit has, it does not matter how many.
+        self._max_whole = max((limit.size for limit in limits), default=0) + 1
+        self.start: _PlainState = ("start", 0, (0,) * len(limits), self._remainders.none)
 
     def edges_from(self, state: _PlainState) -> Iterator[_Edge[_PlainState]]:
-        if state.part == "start":
-            yield from self._whole(state, range(1), "zero")
-            yield from self._whole(state, range(1, 10), "whole")
-        elif state.part == "whole":
-            yield from self._whole(state, _DIGITS, "whole")
-            yield from self._point(state)
-        elif state.part == "zero":
-            yield from self._point(state)
-        elif state.part in {"point", "fraction"}:
-            yield from self._fraction(state)
-        else:
-            yield _ZERO, _ZERO, _ZEROS
+        match state[0]:
+            case "start":
+                yield from self._whole(state, range(1), "zero")
+                yield from self._whole(state, range(1, 10), "whole")
+            case "zero":
+                yield from self._point(state)
+            case "whole":
+                yield from self._whole(state, _DIGITS, "whole")
+                yield from self._point(state)
+            case "point" | "fraction":
+                yield from self._fraction(state)
+            case "zeros point" | "zeros":
+                yield _ZERO, _ZERO, _ZEROS
 
     def is_accepting(self, state: _PlainState) -> bool:
-        part, _, orders, remainder = state
+        part, num_whole, orders, remainder = state
         if part in {"zero", "whole"}:
-            return remainder == self._remainders.none and all(map(Limit.is_met, self._limits, self._sized(state)))
+            orders = self._ended(num_whole, orders)
+            return remainder == self._remainders.none and all(map(Limit.is_met, self._limits, orders))
         if part == "fraction":
             return remainder[0] == 0 and all(map(Limit.is_met, self._limits, orders))
         return part == "zeros"
 
     def _whole(self, state: _PlainState, digits: range, part: str) -> Iterator[_Edge[_PlainState]]:
-        num_whole = min(state.num_whole + 1, self._most)
-        for first, last, orders in _runs(self._limits, state.orders, digits, self._remainders.runs):
-            # Once there are more digits than a limit has, what they are does not matter.
-            orders = tuple(
-                [ABOVE if num_whole > limit.size else o for limit, o in zip(self._limits, orders, strict=True)]
-            )
-            if any(
-                limit.side == BELOW and num_whole >= limit.size and o == ABOVE
-                for limit, o in zip(self._limits, orders, strict=True)
-            ):
+        _, num_whole, orders, remainder = state
+        num_whole = min(num_whole + 1, self._max_whole)
+        for first, last, behind in _runs(self._limits, orders, digits):
+            longer = self._longer(num_whole, behind)
+            if longer is None:
                 continue
-            remainder = self._remainders.whole(state.remainder, first)
-            yield _ZERO + first, _ZERO + last, _PlainState(part, num_whole, orders, remainder)
+            for low, high in self._remainders.runs(first, last):
+                target = (part, num_whole, longer, self._remainders.whole(remainder, low))
+                yield _ZERO + low, _ZERO + high, target
 
-    def _sized(self, state: _PlainState) -> _Orders:
-        """Return how numbers compare that have no more whole digits."""
+    def _longer(self, num_whole: int, orders: _Orders) -> _Orders | None:
+        """Return how numbers compare that have at least so many whole digits; None if all are too large."""
+        result = []
+        for limit, order in zip(self._limits, orders, strict=True):
+            if num_whole > limit.size:
+                order = ABOVE
+            if limit.side == BELOW and order == ABOVE and num_whole >= limit.size:
+                return None
+            result.append(order)
+        return tuple(result)
+
+    def _ended(self, num_whole: int, orders: _Orders) -> _Orders:
+        """Return how numbers compare that have so many whole digits."""
         return tuple(
-            [BELOW if state.num_whole < limit.size else o for limit, o in zip(self._limits, state.orders, strict=True)]
+            [BELOW if num_whole < limit.size else order for limit, order in zip(self._limits, orders, strict=True)]
         )
 
     def _point(self, state: _PlainState) -> Iterator[_Edge[_PlainState]]:
@@ -254,30 +279,32 @@ class _Plain:
             if self.is_accepting(state):
                 yield _POINT, _POINT, _ZEROS_POINT
             return
-        orders = self._sized(state)
-        if not any(map(Limit.is_missed, self._limits, orders)):
-            yield _POINT, _POINT, _PlainState("point", 0, orders, state.remainder)
+        _, num_whole, orders, remainder = state
+        orders = self._ended(num_whole, orders)
+        if all(map(Limit.may_be_met, self._limits, orders)):
+            yield _POINT, _POINT, ("point", 0, orders, remainder)
 
     def _fraction(self, state: _PlainState) -> Iterator[_Edge[_PlainState]]:
-        for first, last, orders in _runs(self._limits, state.orders, _DIGITS, self._remainders.runs):
-            if any(map(Limit.is_missed, self._limits, orders)):
+        _, _, orders, remainder = state
+        for first, last, behind in _runs(self._limits, orders, _DIGITS):
+            if not all(map(Limit.may_be_met, self._limits, behind)):
                 continue
-            target = _PlainState("fraction", 0, orders, state.remainder)
-            if self._num_places is not None:
-                target = target._replace(remainder=self._remainders.fraction(state.remainder, first))
-                if target.remainder[1] == self._num_places:
-                    # Only zeros may follow, so that what is not right yet never will be.
-                    if not self.is_accepting(target):
-                        continue
-                    target = _ZEROS
-            yield _ZERO + first, _ZERO + last, target
+            if self._num_places is None:
+                yield _ZERO + first, _ZERO + last, ("fraction", 0, behind, remainder)
+                continue
+            for low, high in self._remainders.runs(first, last):
+                target: _PlainState = ("fraction", 0, behind, self._remainders.place(remainder, low))
+                if target[3][1] < self._num_places:
+                    yield _ZERO + low, _ZERO + high, target
+                elif self.is_accepting(target):
+                    yield _ZERO + low, _ZERO + high, _ZEROS
 
 
 # (part, digits counted behind the point, what decides the exponent). That is how the digits compare; or the least and
 # the greatest exponent, once no digit changes them; or, in the exponent, the least and the greatest value of what
 # follows if it has no digit, one digit, and so on.
 _ScientificState: TypeAlias = tuple[str, int, tuple[int, ...]]
-_ScientificEdge: TypeAlias = _Edge[_ScientificState]
+_ScientificEdges: TypeAlias = Iterator[_Edge[_ScientificState]]
 
 
 class _Scientific:
@@ -292,30 +319,31 @@ class _Scientific:
         self._step = step
         self.start: _ScientificState = ("start", 0, (0,) * len(limits))
 
-    def edges_from(self, state: _ScientificState) -> Iterator[_ScientificEdge]:
+    def edges_from(self, state: _ScientificState) -> _ScientificEdges:
         part, count, deciding = state
         match part:
             case "start":
                 yield from self._digits(deciding, range(1, 10), "first")
             case "first":
-                yield from _exponent(*self._exponents(deciding, 0, Limit.is_met))
+                exponents = self._exponents(deciding)
+                yield from _exponent(exponents)
                 if self._step is None:
                     yield _POINT, _POINT, ("point", 0, deciding)
                 else:
                     yield _POINT, _POINT, ("counted", 0, deciding)
-                    yield _POINT, _POINT, ("zeros point", 0, self._exponents(deciding, 0, Limit.is_met))
+                    yield _POINT, _POINT, ("zeros point", 0, exponents)
             case "point":
                 yield from self._digits(deciding, _DIGITS, "fraction")
             case "fraction":
                 yield from self._digits(deciding, _DIGITS, "fraction")
-                yield from _exponent(*self._exponents(deciding, 0, Limit.is_met))
+                yield from _exponent(self._exponents(deciding))
             case "counted":
-                yield from self._counted(count + 1, deciding)
+                yield from self._counted(deciding, count + 1)
             case "zeros point":
                 yield _ZERO, _ZERO, ("zeros", 0, deciding)
             case "zeros":
                 yield _ZERO, _ZERO, state
-                yield from _exponent(*deciding)
+                yield from _exponent(deciding)
             case "sign":
                 yield from _sign(*deciding)
             case "exponent":
@@ -323,48 +351,48 @@ class _Scientific:
 
     @staticmethod
     def is_accepting(state: _ScientificState) -> bool:
-        """Tell whether the exponent may end here."""
         part, _, deciding = state
         return part == "exponent" and deciding[0] <= deciding[1]
 
-    def _exponents(self, orders: _Orders, count: int, is_right: Callable[[Limit, int], bool]) -> tuple[int, int]:
-        """Return the least and the greatest exponent; `is_right` tells how a number of a limit's size compares."""
+    def _digits(self, orders: _Orders, digits: range, part: str) -> _ScientificEdges:
+        for first, last, behind in _runs(self._limits, orders, digits):
+            if self._may_have_exponent(behind):
+                yield _ZERO + first, _ZERO + last, (part, 0, behind)
+
+    def _counted(self, orders: _Orders, count: int) -> _ScientificEdges:
+        for first, last, behind in _runs(self._limits, orders, _DIGITS):
+            if count < MAX_COUNTED_DIGITS and self._may_have_exponent(behind, count + 1):
+                yield _ZERO + first, _ZERO + last, ("counted", count, behind)
+            exponents = self._exponents(behind, count)
+            if last > 0 and _is_range(exponents):
+                yield _ZERO + max(first, 1), _ZERO + last, ("zeros", 0, exponents)
+
+    def _exponents(
+        self, orders: _Orders, count: int = 0, is_met: Callable[[Limit, int], bool] = Limit.is_met
+    ) -> tuple[int, int]:
+        """Return the least and the greatest exponent with which a number is right, if only zeros follow."""
         least, greatest = -_MAX_EXPONENT, _MAX_EXPONENT
         if self._step is not None:
             least = max(least, count + self._step.exponent)
         for limit, order in zip(self._limits, orders, strict=True):
-            beyond = 0 if is_right(limit, order) else 1
             if limit.side == ABOVE:
-                least = max(least, limit.size + beyond)
+                least = max(least, limit.size if is_met(limit, order) else limit.size + 1)
             else:
-                greatest = min(greatest, limit.size - beyond)
+                greatest = min(greatest, limit.size if is_met(limit, order) else limit.size - 1)
         return least, greatest
 
-    def _may_be_right(self, orders: _Orders, count: int) -> bool:
-        least, greatest = self._exponents(orders, count, lambda limit, order: not limit.is_missed(order))
-        return least <= greatest
-
-    def _digits(self, orders: _Orders, digits: range, part: str) -> Iterator[_ScientificEdge]:
-        for first, last, behind in _runs(self._limits, orders, digits):
-            if self._may_be_right(behind, 0):
-                yield _ZERO + first, _ZERO + last, (part, 0, behind)
-
-    def _counted(self, count: int, orders: _Orders) -> Iterator[_ScientificEdge]:
-        for first, last, behind in _runs(self._limits, orders, _DIGITS, (1,)):
-            if count < MAX_COUNTED_DIGITS and self._may_be_right(behind, count + 1):
-                yield _ZERO + first, _ZERO + last, ("counted", count, behind)
-            least, greatest = self._exponents(behind, count, Limit.is_met)
-            if first > 0 and least <= greatest:
-                yield _ZERO + first, _ZERO + last, ("zeros", 0, (least, greatest))
+    def _may_have_exponent(self, orders: _Orders, count: int = 0) -> bool:
+        """Tell whether a number may be right with any exponent, whatever digits follow."""
+        return _is_range(self._exponents(orders, count, Limit.may_be_met))
 
 
-def _exponent(least: int, greatest: int) -> Iterator[_ScientificEdge]:
-    if least <= greatest:
+def _exponent(exponents: tuple[int, ...]) -> _ScientificEdges:
+    if _is_range(exponents):
         for mark in _EXPONENT_MARKS:
-            yield mark, mark, ("sign", 0, (least, greatest))
+            yield mark, mark, ("sign", 0, exponents)
 
 
-def _sign(least: int, greatest: int) -> Iterator[_ScientificEdge]:
+def _sign(least: int, greatest: int) -> _ScientificEdges:
     positive, negative = _values(least, greatest), _values(-greatest, -least)
     if greatest >= 0:
         yield _PLUS, _PLUS, ("exponent", 0, positive)
@@ -374,45 +402,32 @@ def _sign(least: int, greatest: int) -> Iterator[_ScientificEdge]:
 
 
 def _values(least: int, greatest: int) -> tuple[int, ...]:
-    """Return the ranges of values, from `least` to `greatest`, of one digit, two digits, and so on; not of none."""
-    ranges = [(1, 0)]
-    for num_digits in range(1, MAX_EXPONENT_DIGITS + 1):
-        ranges.append(_clipped(least, greatest, num_digits))
-    return tuple(chain.from_iterable(ranges))
+    """Return the ranges of values between two that have no digit, one digit, and so on."""
+    ranges = [_within(least, greatest, num_digits) for num_digits in range(1, MAX_EXPONENT_DIGITS + 1)]
+    return tuple(chain(_NO_RANGE, *ranges))
 
 
-def _clipped(least: int, greatest: int, num_digits: int) -> tuple[int, int]:
-    least, greatest = max(least, 0), min(greatest, 10**num_digits - 1)
-    return (least, greatest) if least <= greatest else (1, 0)
+def _within(least: int, greatest: int, num_digits: int) -> tuple[int, int]:
+    """Return the range of the values between two that so many digits can have."""
+    range_ = max(least, 0), min(greatest, 10**num_digits - 1)
+    return range_ if _is_range(range_) else _NO_RANGE
+
+
+def _is_range(range_: tuple[int, ...]) -> bool:
+    return range_[0] <= range_[1]
 
 
 @lru_cache(maxsize=4096)
-def _exponent_digits(ranges: tuple[int, ...]) -> tuple[_ScientificEdge, ...]:
-    """Return the edges of digits, behind which what follows has one digit less."""
-    edges: list[_ScientificEdge] = []
-    for digit in range(10):
-        behind: list[int] = []
-        for num_digits in range(len(ranges) // 2 - 1):
-            least, greatest = ranges[2 * num_digits + 2 : 2 * num_digits + 4]
-            value = digit * 10**num_digits
-            behind.extend(_clipped(least - value, greatest - value, num_digits))
-        target = ("exponent", 0, tuple(behind))
-        if any(least <= greatest for least, greatest in zip(behind[::2], behind[1::2], strict=True)):
-            byte = _ZERO + digit
-            if edges and edges[-1][2] == target:
-                edges[-1] = (edges[-1][0], byte, target)
-            else:
-                edges.append((byte, byte, target))
-    return tuple(edges)
-
-
-def plain(limits: tuple[Limit, ...], step: Step | None, *, has_point: bool) -> Automaton:
-    """Return the automaton of the numbers without an exponent; without `has_point`, of those in whole digits alone."""
-    states = _Plain(limits, step, has_point)
-    return _explored(states.start, states.edges_from, states.is_accepting)
-
-
-def scientific(limits: tuple[Limit, ...], step: Step | None) -> Automaton:
-    """Return the automaton of the numbers with an exponent, but zero; a step must be a power of ten."""
-    states = _Scientific(limits, step)
-    return _explored(states.start, states.edges_from, states.is_accepting)
+def _exponent_digits(ranges: tuple[int, ...]) -> list[_Edge[_ScientificState]]:
+    """Return the edges of digits, each of which leaves less to what follows."""
+    edges: list[_Edge[_ScientificState]] = []
+    for digit in _DIGITS:
+        left = [
+            _within(ranges[2 * n + 2] - digit * 10**n, ranges[2 * n + 3] - digit * 10**n, n)
+            for n in range(len(ranges) // 2 - 1)
+        ]
+        if any(map(_is_range, left)):
+            target = ("exponent", 0, tuple(chain(*left)))
+            first = edges.pop()[0] if edges and edges[-1][2] == target else _ZERO + digit
+            edges.append((first, _ZERO + digit, target))
+    return edges

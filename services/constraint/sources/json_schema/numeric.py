@@ -1,9 +1,9 @@
 """Expressions for JSON numbers: integers, numbers within bounds, multiples.
 
-A number is enforced exactly, by decimal arithmetic and never in binary floating point. It has infinitely many
-spellings, and arithmetic on any exponent is beyond a finite automaton. So where there is something to enforce, these
-are taken: every spelling without an exponent, and those with one whose first digit, before the point, is the only whole
-one and not zero. JSON writers write no others. Without bounds, multiples and integers, every spelling of RFC 8259 is.
+Numbers are what their digits say, as `Decimal`s are; binary floating point is never asked. Where nothing is to be
+enforced, every spelling of RFC 8259 is taken. Otherwise arithmetic on any exponent would be beyond a finite automaton,
+and these are: every spelling without an exponent, and those with one that have a single digit, not zero, before the
+point. JSON writers write no others. Multiples of what is no power of ten are taken without an exponent only.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
 from math import floor, gcd, lcm
+from typing import Literal, TypeAlias
 
 from services.constraint.core.grammar import (
     NOTHING,
@@ -38,10 +39,14 @@ from services.constraint.sources.json_schema.digits import (
 from services.constraint.sources.source import Spelling
 from services.rpckit.status import GrammarTooLarge
 
-# Digits of one bound or of multipleOf, before or behind the point.
+# Digits of one bound or of multipleOf before the point, or behind it.
 MAX_BOUND_DIGITS = 400
-# States of the multiples within bounds, estimated; beyond it they are a superset. About 10 us each.
+# States of the multiples within bounds, as estimated; beyond it, a superset is taken. About 20 us each.
 MAX_MULTIPLES_STATES = 10_000
+
+
+# What numbers are written in: digits alone, with a point too, or with an exponent too.
+_Form: TypeAlias = Literal["digits", "point", "exponent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,67 +81,90 @@ PLAIN_INTEGER: Expression = Sequence((optional(_MINUS), _WHOLE))
 def number(
     is_integer: bool, low: Bound | None, high: Bound | None, multiples_of: tuple[Decimal, ...], spelling: Spelling
 ) -> tuple[Expression, bool]:
-    """Return the numbers' expression, and whether it is exact.
+    """Return the numbers' expression, and whether it is exact; where not, it has all right numbers and some wrong ones.
 
-    Where it is not, it has all right numbers and some wrong ones, which a check must find. `spelling` is that of
-    integers: "plain" refuses `1.0` and `1e2`. The divisors in `multiples_of` are positive. Where no number is left the
-    expression is NOTHING.
+    The divisors in `multiples_of` are positive. `spelling` is that of integers: "plain" refuses `1.0` and `1e2`. Where
+    there is no such number, the expression is NOTHING.
 
     Raises:
-        GrammarTooLarge: a bound or divisor has more than MAX_BOUND_DIGITS digits before or behind the point.
+        GrammarTooLarge: a bound, a divisor or the divisors' least common multiple has more than MAX_BOUND_DIGITS
+            digits before or behind the point.
     """
     if low is None and high is None and not multiples_of:
-        return (INTEGER if spelling == "any" else PLAIN_INTEGER) if is_integer else NUMBER, True
+        return NUMBER if not is_integer else INTEGER if spelling == "any" else PLAIN_INTEGER, True
     for value in (*multiples_of, *(bound.value for bound in (low, high) if bound is not None)):
         _check_size(value)
+    step = _step((*multiples_of, Decimal(1)) if is_integer else multiples_of)
+    if step is not None:
+        _check_size(_multiple(1, step))
     return _number(
         None if low is None else Cut(low.value, low.is_exclusive),
         None if high is None else Cut(high.value, not high.is_exclusive),
-        _step((*multiples_of, Decimal(1)) if is_integer else multiples_of),
-        has_point=not (is_integer and spelling == "plain"),
+        step,
+        "digits" if is_integer and spelling == "plain" else "exponent",
     )
 
 
 @lru_cache(maxsize=1024)
-def _number(low: Cut | None, high: Cut | None, step: Step | None, has_point: bool) -> tuple[Expression, bool]:
-    """Return the expression of the multiples of `step` (None: of all numbers) between two cuts."""
-    is_exact = True
+def _number(low: Cut | None, high: Cut | None, step: Step | None, form: _Form) -> tuple[Expression, bool]:
+    """Return the multiples of `step` (None: all numbers) between two cuts as `number` does."""
     if step is not None:
-        # From multiple to multiple, bounds are shorter and tell whether there is any number between them.
         first = None if low is None else _first_multiple(low, step)
         last = None if high is None else _first_multiple(high, step) - 1
-        low = None if first is None else Cut(_multiple(first, step), False)
-        high = None if last is None else Cut(_multiple(last, step), True)
+        return _multiples(step, first, last, form)
     if low is not None and high is not None and low >= high:
         return NOTHING, True
-    if step is not None and step.factor > 1:
-        num_digits = max(_num_digits(low), _num_digits(high))
-        num_states = step.num_remainders * (1 + num_digits)
-        if first is not None and last is not None:
-            listed = range(first, last + 1)
-            if (last + 1 - first) * num_digits <= min(num_states, MAX_MULTIPLES_STATES):
-                return _listed(listed, step, has_point), True
-        if num_states > MAX_MULTIPLES_STATES:
-            step, is_exact = Step(1, step.exponent), False
+    return _signed(low, high, None, form), True
+
+
+def _multiples(step: Step, first: int | None, last: int | None, form: _Form) -> tuple[Expression, bool]:
+    """Return the multiples of `step` from the first-th to the last-th (None: no end) as `number` does."""
+    # From multiple to multiple, cuts have few digits and tell whether there is any number between them.
+    low = None if first is None else Cut(_multiple(first, step), False)
+    high = None if last is None else Cut(_multiple(last, step), True)
+    if low is not None and high is not None and low >= high:
+        return NOTHING, True
+    if step.factor == 1:
+        return _signed(low, high, step, form), True
+    # What zeros an exponent brings depends on the factors 2 and 5 of all digits before it: too much to remember.
+    if form == "exponent":
+        form = "point"
+    num_digits = max(_num_digits(low), _num_digits(high))
+    num_states = step.num_remainders * (1 + num_digits)
+    if first is not None and last is not None:
+        num_listed_states = (last + 1 - first) * num_digits
+        if num_listed_states <= min(num_states, MAX_MULTIPLES_STATES):
+            return _listed(range(first, last + 1), step, form), True
+    if num_states <= MAX_MULTIPLES_STATES:
+        return _signed(low, high, step, form), True
+    return _signed(low, high, Step(1, step.exponent), form), False
+
+
+def _signed(low: Cut | None, high: Cut | None, step: Step | None, form: _Form) -> Expression:
+    """Return the expression of the numbers between two cuts; there are some."""
+    mirrored_low, mirrored_high = _mirrored(high), _mirrored(low)
+    if (low, high) == (mirrored_low, mirrored_high):
+        return Sequence((optional(_MINUS), _unsigned(low, high, step, form)))
     options: list[Expression] = []
     if high is None or high > _ZERO:
-        options.append(_unsigned(low, high, step, has_point))
-    if low is None or low <= _ZERO:
-        options.append(Sequence((_MINUS, _unsigned(_mirrored(high), _mirrored(low), step, has_point))))
-    return (options[0] if len(options) == 1 else Alternation(tuple(options))), is_exact
+        options.append(_unsigned(low, high, step, form))
+    if mirrored_high is None or mirrored_high > _ZERO:
+        options.append(Sequence((_MINUS, _unsigned(mirrored_low, mirrored_high, step, form))))
+    return Alternation(tuple(options))
 
 
-def _unsigned(low: Cut | None, high: Cut | None, step: Step | None, has_point: bool) -> Expression:
+@lru_cache(maxsize=1024)
+def _unsigned(low: Cut | None, high: Cut | None, step: Step | None, form: _Form) -> Expression:
     """Return the expression of the numbers between two cuts that have no sign; there are some."""
     if low is not None and low <= _ZERO:
         low = None
     if low is None and high is None and step is None:
         return _UNSIGNED_NUMBER
     cuts = [(cut, side) for cut, side in ((low, ABOVE), (high, BELOW)) if cut is not None]
-    without_exponent = plain(tuple([Limit.plain(cut, side) for cut, side in cuts]), step, has_point=has_point)
-    if not has_point or (step is not None and step.factor > 1) or (high is not None and not high.value):
+    without_exponent = plain(tuple([Limit.plain(cut, side) for cut, side in cuts]), step, has_point=form != "digits")
+    # Of numbers with an exponent, none is zero.
+    if form != "exponent" or (high is not None and not high.value):
         return without_exponent
-    # Whatever has an exponent is above zero.
     limits = tuple([Limit.scientific(cut, side) for cut, side in cuts if cut.value])
     return Alternation((without_exponent, scientific(limits, step)))
 
@@ -170,7 +198,7 @@ def _multiple(index: int, step: Step) -> Decimal:
     return Decimal((sign, digits, step.exponent))
 
 
-def _listed(indices: range, step: Step, has_point: bool) -> Expression:
+def _listed(indices: range, step: Step, form: _Form) -> Expression:
     """Return the expression of some multiples, one by one."""
     whole: list[bytes] = [b"-0"] if 0 in indices else []
     broken: list[bytes] = []
@@ -180,7 +208,7 @@ def _listed(indices: range, step: Step, has_point: bool) -> Expression:
             broken.append(text)
         else:
             whole.append(text.rstrip(b"."))
-    if not has_point:
+    if form == "digits":
         return Literals(tuple(whole))
     return Alternation(
         (Sequence((Literals(tuple(whole)), optional(_POINT_ZEROS))), Sequence((Literals(tuple(broken)), _ZEROS)))
@@ -205,35 +233,7 @@ def _check_size(value: Decimal) -> None:
         )
 
 
-_INTEGERS = Step(1, 0)
-INTEGER: Expression = _number(None, None, _INTEGERS, has_point=True)[0]
-
-
-# What lower.py calls until it calls `number`.
-
-MAX_DIVISOR = 2_000
-MAX_LISTED_MULTIPLES = 2_000
-
-
-def integers(low: Bound | None, high: Bound | None) -> Expression:
-    """Return the integers within the bounds (None: unbounded). A zero may be written `-0`."""
-    return number(True, low, high, (), "plain")[0]
-
-
-def multiples(divisor: int, low: Bound | None, high: Bound | None) -> Expression | None:
-    """Return the integers within the bounds that `divisor` divides, or None where that takes too much."""
-    found, is_exact = number(True, low, high, (Decimal(divisor),), "plain")
-    return found if is_exact else None
-
-
-def decimals(low: Bound | None, high: Bound | None) -> Expression:
-    """Return the numbers within the bounds."""
-    return number(False, low, high, (), "any")[0]
-
-
-def decimal_places(places: int) -> Expression:
-    """Return the numbers that are multiples of 10 to the power of -places."""
-    return number(False, None, None, (Decimal((0, (1,), -places)),), "any")[0]
+INTEGER: Expression = _signed(None, None, Step(1, 0), "exponent")
 
 
 __all__ = ["INTEGER", "NUMBER", "PLAIN_INTEGER", "Bound", "number"]
