@@ -80,7 +80,7 @@ def _classes(
         keys = _all_of(among)
         return () if keys is NOTHING else (KeyClass(keys, ()),), True
     try:
-        parts = _parts(patterns, among)
+        _, ends = _product(patterns, among)
     except GrammarTooLarge:
         if len(patterns) < 2:
             raise
@@ -89,18 +89,21 @@ def _classes(
             alone, _ = _classes(names, (pattern,), among)
             classes += [replace(key_class, matched=(index,)) for key_class in alone if key_class.matched]
         return tuple(classes), False
-    num_classes = Counter(index for matched, _ in parts for index in matched)
+    others: dict[tuple[int, ...], list[str]] = {matched: [] for matched in ends}
+    for name in names:
+        if among is None or strings.matches(String(*among), name):
+            others[tuple(index for index, pattern in enumerate(patterns) if matches_key(pattern, name))].append(name)
+    num_classes = Counter(index for matched in ends for index in matched)
     classes = []
-    for matched, dfa in parts:
-        others = [name for name in names if dfa.matches(name)]
+    for matched in sorted(ends):
         only_here = [index for index in matched if num_classes[index] == 1]
-        if dfa == _EVERYTHING:
-            keys = _any_key(others)
-        elif only_here and among is None and not others:
+        if among is None and len(ends) == 1:
+            keys = _any_key(others[matched])
+        elif among is None and only_here and not others[matched]:
             # As a string: the core makes counts cheap, which the automaton has written out.
             keys = strings.string(String(patterns=(patterns[only_here[0]],)))
         else:
-            keys = key_automaton.write(dfa, others)
+            keys = key_automaton.write(_dfa_of_class(patterns, among, matched), others[matched])
         if keys is not NOTHING:
             classes.append(KeyClass(keys, matched))
     return tuple(classes), True
@@ -119,11 +122,11 @@ def _all_of(limits: _Limits) -> Expression:
 
 
 @lru_cache(maxsize=128)
-def _parts(patterns: tuple[str, ...], among: _Limits | None) -> tuple[tuple[tuple[int, ...], Dfa], ...]:
-    """Return the automaton of the keys of each class, by what they match."""
+def _product(patterns: tuple[str, ...], among: _Limits | None) -> tuple[Dfa, dict[tuple[int, ...], set[int]]]:
+    """Return an automaton that reads keys for all patterns at once, and its accepting states by what matches there."""
     dfas = [strings.dfa_of(pattern) for pattern in patterns]
     if among is not None:
-        dfas.append(_dfa_of(among))
+        dfas.append(_dfa_among(among))
     states: list[_States] = []
 
     def step(state: _States) -> list[tuple[Ranges, _States]]:
@@ -148,7 +151,7 @@ def _parts(patterns: tuple[str, ...], among: _Limits | None) -> tuple[tuple[tupl
         accepting = [index for index, at in enumerate(state) if at in dfas[index].accepting]
         if among is None or accepting[-1:] == [len(patterns)]:
             ends.setdefault(tuple(index for index in accepting if index < len(patterns)), set()).add(number)
-    return tuple((matched, _ending_in(product, ends[matched])) for matched in sorted(ends))
+    return product, ends
 
 
 @lru_cache(maxsize=1024)
@@ -157,12 +160,13 @@ def _partition(sets: tuple[Ranges, ...]) -> list[tuple[Ranges, tuple[int, ...]]]
     return [(ranges, taken[:-1]) for ranges, taken in partition([*sets, charset.EVERYTHING])]
 
 
-def _ending_in(product: Dfa, ends: set[int]) -> Dfa:
-    """Return the automaton of the texts that lead to some states of another one."""
-    return minimise(explore(0, lambda state: [*product.edges[state]], ends.__contains__))
+@lru_cache(maxsize=256)
+def _dfa_of_class(patterns: tuple[str, ...], among: _Limits | None, matched: tuple[int, ...]) -> Dfa:
+    product, ends = _product(patterns, among)
+    return minimise(explore(0, lambda state: [*product.edges[state]], ends[matched].__contains__))
 
 
-def _dfa_of(limits: _Limits) -> Dfa:
+def _dfa_among(limits: _Limits) -> Dfa:
     minimum, maximum, patterns = limits
     dfa = _EVERYTHING
     for pattern in patterns:
