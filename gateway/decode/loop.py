@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Final, Literal
 import numpy as np
 
 from gateway.decode.guided import Guide
-from gateway.decode.interfaces import Guidance, Logits
+from gateway.decode.interfaces import Guidance, Logits, MatcherState
 from gateway.decode.limits import Account, Limits, check_rollbacks, no_text, refuse_small_budget
 from gateway.decode.output import Delta, Output
 from gateway.decode.sampler import Sampling, draw
@@ -37,6 +38,8 @@ class _Point:
     num_tokens: int
     refused: set[int] = field(default_factory=set)
     num_too_long: int = 0
+    is_bound_by_budget: bool = False
+    """Whether a larger `max_tokens` might have led on from here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,8 @@ class DecodeLoop:
         self._is_bound_by_budget = False
         self._points: list[_Point] = []
         """From the last state that is settled to the one that is reached."""
+        self._dead: dict[MatcherState, float] = {}
+        """States that lead nowhere, and the number of tokens with which they do not: whatever text comes before."""
         self._num_prompt_tokens = sequence.num_tokens
         self._num_sent = 0
         """How many tokens of the text the worker has; behind them it may have others, drawn in vain."""
@@ -164,10 +169,12 @@ class DecodeLoop:
             if token_id in self._eos_token_ids:
                 return _Taken(token_id, None, is_sent=False)
             following, is_sent = await self._look(guide, token_id, may_send=logits is not None)
-            if following.is_dead_end:
+            in_vain_with = self._dead.get(following.after_forced, -math.inf)
+            if following.is_dead_end or in_vain_with >= num_left - 1 - len(following.forced_token_ids):
+                point.is_bound_by_budget |= math.isfinite(in_vain_with)
                 self._count_dead_end()
             elif following.num_needed > num_left - 1:
-                self._is_bound_by_budget = True
+                self._is_bound_by_budget = point.is_bound_by_budget = True
                 self.account.num_budget_rollbacks += 1
                 point.num_too_long += 1
             else:
@@ -187,6 +194,9 @@ class DecodeLoop:
             is_start = dead.num_tokens == len(guide.compiled.start.forced_token_ids)
             raise no_text(self._limits, dead.num_tokens, is_start=is_start, is_bound_by_budget=self._is_bound_by_budget)
         point, account = self._points[-1], self.account
+        point.is_bound_by_budget |= dead.is_bound_by_budget
+        # Written with less left, the state is as dead; with more, unless the budget had a say.
+        self._dead[dead.guidance.after_forced] = self._num_left if dead.is_bound_by_budget else math.inf
         num_taken_back = dead.num_tokens - point.num_tokens
         point.refused.add(account.token_ids[point.num_tokens])
         self._count_dead_end(num_taken_back)

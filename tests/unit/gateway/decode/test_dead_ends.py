@@ -249,6 +249,14 @@ async def test_a_dead_end_behind_forced_tokens_costs_no_written_token() -> None:
     assert (run.text, account.num_dead_ends, account.num_rolled_back_tokens) == ("a", 1, 0)
 
 
+async def test_a_state_found_dead_is_not_searched_again_behind_another_way_to_it() -> None:
+    # "a" and the "b" that it forces lead where "ab" led.
+    refused = [f"ab{end}{last}" for end in "123456789" for last in "xyz"]
+    run = await decode(CheckedLanguage([*refused, "l"], refused, looks_ahead=False), likes("ab1x"))
+    assert run.text == "l"
+    assert run.loop.account.num_dead_ends == len(refused) + 9 + 1 + 1  # the ends, "ab1" to "ab9", "ab", "a"
+
+
 async def test_text_is_held_until_it_is_settled() -> None:
     # In the second half only, a check is pending.
     firsts, seconds = ("aaa", "bbb"), ("1c", "1b", "2c")
@@ -287,9 +295,9 @@ async def test_going_back_to_the_prompt(prompt: Sequence[int]) -> None:
     assert run.text[0] == "c"
     assert run.loop.account.num_rolled_back_tokens > 0
     assert len(expected.token_ids) == len(run.token_ids)
-    # The last token of the prompt is sent again for its logits: behind "a" and behind "ab".
+    # The last token of the prompt is sent again for its logits.
     again = [step.token_ids for step in run.worker.steps if step.truncate_to == len(prompt) - 1]
-    assert again == [tuple(prompt[-1:])] * 2
+    assert again == [tuple(prompt[-1:])]
 
 
 def prefers_ab(token_ids: Sequence[int]) -> Logits:
