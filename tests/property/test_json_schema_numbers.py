@@ -1,6 +1,7 @@
 """Numbers by exact arithmetic: what `number` accepts is what its bounds and divisors say, in every spelling."""
 
 import json
+import re
 from decimal import Decimal
 from fractions import Fraction
 from math import ceil, floor, gcd, lcm
@@ -14,6 +15,7 @@ from services.constraint.sources.json_schema.numeric import INTEGER, NUMBER, PLA
 from services.rpckit.status import GrammarTooLarge
 from tests.support.derivation import matches
 
+JSON_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")  # RFC 8259, section 6
 Numbers = tuple[bool, Bound | None, Bound | None, tuple[Decimal, ...]]
 
 
@@ -128,6 +130,25 @@ def test_multiples_are_exact(
         assert accepts(expression, text) == is_within or (not is_exact and not is_within), text
         for text in (data.draw(scientific_texts(value)) if value else "0", data.draw(shifted_texts(value))):
             assert is_within or not (is_exact and accepts(expression, text)), text
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    is_integer=st.booleans(),
+    low=bounds,
+    high=bounds,
+    multiples_of=st.just(()) | several,
+    texts=st.lists(st.text("0019.eE+-", min_size=1, max_size=7), min_size=10, max_size=10),
+)
+def test_whatever_is_accepted_is_a_right_number(
+    is_integer: bool, low: Bound | None, high: Bound | None, multiples_of: tuple[Decimal, ...], texts: list[str]
+) -> None:
+    numbers = (is_integer, low, high, multiples_of)
+    expression, is_exact = number(*numbers, "any")
+    for text in texts:
+        if accepts(expression, text):
+            assert JSON_NUMBER.fullmatch(text), text
+            assert is_right(numbers, text) or not is_exact, text
 
 
 @settings(max_examples=200, deadline=None)
