@@ -96,7 +96,13 @@ def test_no_key_is_wanted(among: String) -> None:
     assert key_classes(("a",), ("^x-",), among) == ((), True)
 
 
-def test_too_many_combinations(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_classes() -> None:
+    """Each subset of the letters is a class."""
+    classes, is_exact = key_classes((), tuple("abcdefghijkl"), None)
+    assert (len(classes), is_exact) == (13, False)
+
+
+def test_too_large_a_product(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(automaton, "MAX_DFA_STATES", 12)
     patterns = ("^a?b{0,5}$", "c{4}", "ab")
     classes, is_exact = key_classes(("ab", "aba"), patterns, String(min_length=1))

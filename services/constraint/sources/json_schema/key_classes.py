@@ -28,6 +28,10 @@ _Limits: TypeAlias = tuple[int, int | None, tuple[str, ...]]
 # What each automaton is in; None where it can no longer accept.
 _States: TypeAlias = tuple[int | None, ...]
 
+# States of the automaton that reads keys for several patterns at once, times the patterns, and times the classes: each
+# state has what every pattern is in, and each class takes its own automaton from it. About 10 us each.
+MAX_CLASS_STATES = 20_000
+
 _QUOTE = Bytes(b'"')
 _EVERYTHING = Dfa((((charset.EVERYTHING, 0),),), frozenset([0]))
 
@@ -43,6 +47,18 @@ class KeyClass:
     matched: tuple[int, ...]
 
 
+class _TooManyError(Exception):
+    """There are too many states for so many patterns."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Product:
+    """An automaton that reads keys for all patterns at once, and by what matches, the states where it does."""
+
+    dfa: Dfa
+    ends: dict[tuple[int, ...], set[int]]
+
+
 def key_classes(
     names: Iterable[str], patterns: tuple[str, ...], among: String | None
 ) -> tuple[tuple[KeyClass, ...], bool]:
@@ -50,10 +66,10 @@ def key_classes(
 
     Keys are written in one way (`encoding.json_plain`). `among` narrows them to a String's texts.
 
-    The second value tells whether the classes are exact. They are not where the patterns take too large an automaton
-    together. Then each pattern has a class of all keys that match it, whatever else they match, and the class with
-    none in `matched` has all keys. So each key is in the class of each pattern that it matches; but never is one of
-    `names`, or a key that is not `among` those wanted, in any.
+    The second value tells whether the classes are exact. They are not where there are too many of them, or where the
+    patterns take too large an automaton together. Then each pattern has a class of all keys that match it, whatever
+    else they match, and the class with none in `matched` has all keys. So each key is in the class of each pattern
+    that it matches; but never is one of `names`, or a key that is not `among` those wanted, in any.
 
     Raises:
         GrammarSyntax, UnsupportedConstruct: as the patterns' parsing does.
@@ -79,34 +95,37 @@ def _classes(
     if not patterns and not names and among is not None:
         keys = _all_of(among)
         return () if keys is NOTHING else (KeyClass(keys, ()),), True
-    try:
-        _, ends = _product(patterns, among)
-    except GrammarTooLarge:
-        if len(patterns) < 2:
-            raise
-        classes = [*_classes(names, (), among)[0]]
-        for index, pattern in enumerate(patterns):
-            alone, _ = _classes(names, (pattern,), among)
-            classes += [replace(key_class, matched=(index,)) for key_class in alone if key_class.matched]
-        return tuple(classes), False
-    others: dict[tuple[int, ...], list[str]] = {matched: [] for matched in ends}
+    product = _product(patterns, among)
+    if product is None:
+        return _overlapping_classes(names, patterns, among), False
+    without: dict[tuple[int, ...], list[str]] = {matched: [] for matched in product.ends}
     for name in names:
         if among is None or strings.matches(String(*among), name):
-            others[tuple(index for index, pattern in enumerate(patterns) if matches_key(pattern, name))].append(name)
-    num_classes = Counter(index for matched in ends for index in matched)
+            without[tuple(index for index, pattern in enumerate(patterns) if matches_key(pattern, name))].append(name)
+    num_classes = Counter(index for matched in product.ends for index in matched)
     classes = []
-    for matched in sorted(ends):
+    for matched in sorted(product.ends):
         only_here = [index for index in matched if num_classes[index] == 1]
-        if among is None and len(ends) == 1:
-            keys = _any_key(others[matched])
-        elif among is None and only_here and not others[matched]:
+        if among is None and len(product.ends) == 1:
+            keys = _any_key(without[matched])
+        elif among is None and only_here and not without[matched]:
             # As a string: the core makes counts cheap, which the automaton has written out.
             keys = strings.string(String(patterns=(patterns[only_here[0]],)))
         else:
-            keys = key_automaton.write(_dfa_of_class(patterns, among, matched), others[matched])
+            keys = key_automaton.write(_dfa_of_class(patterns, among, matched), without[matched])
         if keys is not NOTHING:
             classes.append(KeyClass(keys, matched))
     return tuple(classes), True
+
+
+def _overlapping_classes(
+    names: tuple[str, ...], patterns: tuple[str, ...], among: _Limits | None
+) -> tuple[KeyClass, ...]:
+    classes, _ = _classes(names, (), among)
+    for index, pattern in enumerate(patterns):
+        alone, _ = _classes(names, (pattern,), among)
+        classes += tuple(replace(key_class, matched=(index,)) for key_class in alone if key_class.matched)
+    return classes
 
 
 def _any_key(names: Iterable[str]) -> Expression:
@@ -122,8 +141,8 @@ def _all_of(limits: _Limits) -> Expression:
 
 
 @lru_cache(maxsize=128)
-def _product(patterns: tuple[str, ...], among: _Limits | None) -> tuple[Dfa, dict[tuple[int, ...], set[int]]]:
-    """Return an automaton that reads keys for all patterns at once, and its accepting states by what matches there."""
+def _product(patterns: tuple[str, ...], among: _Limits | None) -> _Product | None:
+    """Return the automaton that reads keys for all patterns at once; None if several take too large a one together."""
     dfas = [strings.dfa_of(pattern) for pattern in patterns]
     if among is not None:
         dfas.append(_dfa_among(among))
@@ -131,6 +150,8 @@ def _product(patterns: tuple[str, ...], among: _Limits | None) -> tuple[Dfa, dic
 
     def step(state: _States) -> list[tuple[Ranges, _States]]:
         states.append(state)  # each is asked for once, in the order of their numbers
+        if len(patterns) > 1 and len(patterns) * len(states) > MAX_CLASS_STATES:
+            raise _TooManyError
         edges = [
             (ranges, index, target)
             for index, at in enumerate(state)
@@ -145,13 +166,20 @@ def _product(patterns: tuple[str, ...], among: _Limits | None) -> tuple[Dfa, dic
         return result
 
     start: _States = (0,) * len(dfas)
-    product = explore(start, step, lambda state: True)
+    try:
+        dfa = explore(start, step, lambda state: True)
+    except (_TooManyError, GrammarTooLarge):
+        if len(patterns) < 2:
+            raise
+        return None
     ends: dict[tuple[int, ...], set[int]] = {}
     for number, state in enumerate(states):
         accepting = [index for index, at in enumerate(state) if at in dfas[index].accepting]
         if among is None or accepting[-1:] == [len(patterns)]:
             ends.setdefault(tuple(index for index in accepting if index < len(patterns)), set()).add(number)
-    return product, ends
+    if len(patterns) > 1 and len(ends) * len(states) > MAX_CLASS_STATES:
+        return None
+    return _Product(dfa, ends)
 
 
 @lru_cache(maxsize=1024)
@@ -162,8 +190,10 @@ def _partition(sets: tuple[Ranges, ...]) -> list[tuple[Ranges, tuple[int, ...]]]
 
 @lru_cache(maxsize=256)
 def _dfa_of_class(patterns: tuple[str, ...], among: _Limits | None, matched: tuple[int, ...]) -> Dfa:
-    product, ends = _product(patterns, among)
-    return minimise(explore(0, lambda state: [*product.edges[state]], ends[matched].__contains__))
+    product = _product(patterns, among)
+    assert product is not None
+    dfa, ends = product.dfa, product.ends[matched]
+    return minimise(explore(0, lambda state: [*dfa.edges[state]], ends.__contains__))
 
 
 def _dfa_among(limits: _Limits) -> Dfa:
