@@ -6,26 +6,42 @@ lead to the same number for as long as it is remembered.
 
 from __future__ import annotations
 
+import re
 import threading
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Final
+from functools import partial
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from services.constraint.checks.progress import JsonChecks, Place, Progress
-from services.constraint.checks.token_classes import Bitmask, Start, TokenClasses
+from services.constraint.checks.progress import FREE, UNKNOWN, Frame, JsonChecks, Outlook, Place, Progress
+from services.constraint.checks.token_classes import Action, Start, TokenClass, TokenClasses
 from services.constraint.core.engine import TERMINATED, Forcing, Guidance, Matcher
 from services.constraint.sources.json_schema.keys import key_bytes
 from services.rpckit.status import LeaseExpired, TokenRejected
 from services.vocabulary import allowed_token_ids
 
+# By place, and whether that is in an object.
 _START_OF: Final = {
-    Place.IN_STRING: Start.IN_STRING,
-    Place.IN_KEY: Start.IN_KEY,
-    Place.IN_SCALAR: Start.IN_SCALAR,
+    (Place.IN_KEY, True): Start.IN_KEY,
+    (Place.KEY, True): Start.KEY,
+    (Place.VALUE, True): Start.VALUE,
+    (Place.VALUE, False): Start.VALUE,
+    (Place.IN_STRING, True): Start.IN_MEMBER_STRING,
+    (Place.IN_STRING, False): Start.IN_ITEM_STRING,
+    (Place.IN_SCALAR, True): Start.IN_MEMBER_SCALAR,
+    (Place.IN_SCALAR, False): Start.IN_ITEM_SCALAR,
+    (Place.AFTER, True): Start.AFTER_MEMBER,
+    (Place.AFTER, False): Start.AFTER_ITEM,
 }
+_LITERALS: Final = (b"true", b"false", b"null")
+# A string's body that is not inside an escape.
+_ENDS_WHOLE: Final = re.compile(rb"(?:[^\\\\]|\\\\u[0-9A-Fa-f]{4}|\\\\[^u])*", re.DOTALL)
+Bitmask: TypeAlias = npt.NDArray[np.int32]
+
 # States of one grammar that are remembered; beyond it the older half is forgotten.
 _MAX_STATES: Final = 200_000
 # About what a state takes, in bytes.
@@ -46,7 +62,7 @@ class CheckedMatcher:
         self._states: dict[int, tuple[int, Progress]] = {0: (matcher.start, checks.start)}
         self._next: dict[tuple[int, int], int] = {}  # (state, token) -> state
         self._num_made = 1
-        self._masks: dict[int, Bitmask] = {}
+        self._longest: dict[bytes, int] = {}  # of the rest of a key: the most of its bytes that a token spells
         self.start: Final = 0
         self.epoch: Final = matcher.epoch
         self.min_bytes: Final = matcher.min_bytes
@@ -55,8 +71,7 @@ class CheckedMatcher:
     @property
     def num_bytes(self) -> int:
         """About how many bytes this matcher holds now."""
-        masks = sum(mask.nbytes for mask in list(self._masks.values()))
-        return self._matcher.num_bytes + _STATE_BYTES * len(self._states) + masks
+        return self._matcher.num_bytes + _STATE_BYTES * len(self._states)
 
     def accept(self, state: int, token_ids: Sequence[int]) -> int:
         """Return the state behind `token_ids`.
@@ -192,67 +207,187 @@ class CheckedMatcher:
 
     def _refuse(self, inner: int, progress: Progress, row: Bitmask) -> None:
         """Take off a mask what the checks refuse."""
-        if self._matcher.is_accepting(inner) and not self._checks.may_end(progress):
-            for token_id in self._vocabulary.eos_token_ids:
-                row[token_id >> 5] &= ~np.int32(np.uint32(1 << (token_id & 31)).astype(np.int32))
-        frame = progress.frame
-        start = _START_OF.get(progress.place, Start.ELSEWHERE)
+        checks, frame, place = self._checks, progress.frame, progress.place
         if frame is None and not progress.nodes:
             return
-        classes = self._classes.of(start)
-        if progress.place is Place.IN_KEY or progress.place is Place.KEY:
-            self._refuse_keys(progress, row)
-        checks, one_by_one = self._checks, classes.keys
-        if progress.place is Place.IN_KEY:
-            if frame is not None and (frame.container.is_checked or b"\\" in progress.text):
-                one_by_one = one_by_one | classes.end
-        elif progress.place in (Place.IN_STRING, Place.IN_SCALAR, Place.AFTER):
-            if progress.place is not Place.AFTER:
-                may_end = checks.may_end_value(progress)
-                if may_end is False:
-                    row &= ~classes.end
-                elif may_end is None:
-                    one_by_one = one_by_one | classes.end
-            may_close = checks.may_close(progress)
-            if may_close is False:
-                row &= ~classes.close
-            elif may_close is None:
-                one_by_one = one_by_one | classes.close
-            if not checks.may_go_on(progress):
-                row &= ~classes.comma
-        elif progress.place in (Place.KEY, Place.VALUE) and frame is not None and checks.may_close(progress) is False:
-            row &= ~classes.close
-        if frame is None or _may_refuse_more(progress):
-            one_by_one = one_by_one | classes.more
-        for token_id in allowed_token_ids(row & one_by_one, self._vocabulary.vocab_size).tolist():
+        if frame is None and self._matcher.is_accepting(inner) and not checks.may_end(progress):
+            for token_id in self._vocabulary.eos_token_ids:
+                _clear(row, token_id)
+        if place is Place.COLON:
+            return
+        if place is Place.IN_KEY or place is Place.KEY:
+            assert frame is not None
+            self._refuse_keys(progress, frame, row)
+        start = _start_of(progress)
+        table = self._classes.of(start)
+        situation = self._situation(progress)
+        actions, is_any = table.actions(situation, partial(situation.action, start))
+        if not is_any:
+            return
+        for token_id in table.sift(actions, row):
             text = self._vocabulary.token_bytes[token_id]
             if text is not None and checks.feed(progress, text) is None:
-                row[token_id >> 5] &= ~np.int32(np.uint32(1 << (token_id & 31)).astype(np.int32))
+                _clear(row, token_id)
 
-    def _refuse_keys(self, progress: Progress, row: Bitmask) -> None:
+    def _situation(self, progress: Progress) -> Situation:
+        checks, frame, place = self._checks, progress.frame, progress.place
+        may_end, behind = checks.outlook_behind_some(progress)
+        now = behind
+        if place is Place.IN_STRING or place is Place.IN_SCALAR:
+            now_may_end = may_end
+            if (may_end is None or behind.may_close is None) and _is_whole(progress):
+                ended = checks.ended(progress)
+                now_may_end = ended is not None
+                now = behind if ended is None else checks.outlook(ended.frame)
+            return self._with_names(frame, Situation(now_may_end, now, may_end, behind))
+        if frame is None:
+            return Situation(True, FREE, True, FREE, value_kinds=checks.judged_kinds(progress.nodes, frame))
+        container = frame.container
+        now = checks.outlook(frame)
+        if place is Place.IN_KEY:
+            may_end = None if container.has_judged_names else True
+            # Whichever key it becomes, and whatever its value must satisfy.
+            kinds = "sn{" if container.is_judged or container.objects else ""
+            return self._with_names(frame, Situation(may_end, UNKNOWN, may_end, UNKNOWN, kinds))
+        kinds = checks.judged_kinds(progress.nodes, frame) if place is Place.VALUE else ""
+        return self._with_names(frame, Situation(True, now, True, behind, kinds))
+
+    def _with_names(self, frame: Frame | None, situation: Situation) -> Situation:
+        """Fill in what a situation has of its container."""
+        if frame is None:
+            return situation
+        container = frame.container
+        whole_strings = self._classes.whole_strings
+        return situation._replace(
+            item_kinds=self._checks.judged_kinds(self._checks.next_item_nodes(frame), frame),
+            may_refuse_names=container.has_judged_names or not whole_strings.isdisjoint(frame.members),
+            has_judged_names=container.has_judged_names,
+            may_refuse=container.may_refuse,
+        )
+
+    def _refuse_keys(self, progress: Progress, frame: Frame, row: Bitmask) -> None:
         """Take off the tokens that would end a key that is there already, and those that lead to nothing else."""
-        frame = progress.frame
-        assert frame is not None
         begun = progress.text if progress.place is Place.KEY else b'"' + progress.text
-        trie = self._matcher.trie
-        written = self._checks.key_texts(frame)
+        only_names = frame.container.only_names
         left: list[bytes] = []
-        if frame.container.only_names is not None:
-            left = [
-                text
-                for text in map(key_bytes, frame.container.only_names - frame.members.keys())
-                if text.startswith(begun)
-            ]
-        for text in written:
+        if only_names is not None:
+            names = map(key_bytes, only_names - frame.members.keys())
+            left = sorted(text[len(begun) :] for text in names if text.startswith(begun))
+        trie = self._matcher.trie
+        for text in self._checks.key_texts(frame):
             if not text.startswith(begun):
                 continue
             rest = text[len(begun) :]
+            longest = self._longest.get(rest)
+            if longest is None:
+                longest = self._longest[rest] = trie.longest_along(rest)
             first = len(rest)
-            if frame.container.only_names is not None:
+            if only_names is not None:
                 # What no key that is left begins with leads to this one alone.
-                first = 1 + max((_num_common(rest, other[len(begun) :]) for other in left), default=0)
-            if first <= trie.max_token_bytes:
+                at = bisect_left(left, rest)
+                first = 1 + max((_num_common(rest, other) for other in left[max(at - 1, 0) : at + 1]), default=0)
+            if first <= longest:
                 trie.clear_along(rest, first, row)
+
+
+class Situation(NamedTuple):
+    """What a token may do, by whether it ends at once the string, key or scalar in which it begins, or goes on with it.
+
+    Kinds of values that are judged are as in `JsonChecks.judged_kinds`: those of the value that begins here, and of the
+    item behind the next comma. `behind_later` is also what may follow a value that a token begins and ends itself.
+    """
+
+    may_end: bool | None
+    behind: Outlook
+    may_end_later: bool | None
+    behind_later: Outlook
+    value_kinds: str = ""
+    item_kinds: str = ""
+    may_refuse_names: bool = False
+    has_judged_names: bool = False
+    may_refuse: bool = False
+
+    def action(self, start: Start, token_class: TokenClass) -> Action:
+        """Return what to do with the tokens of a class."""
+        events = token_class.events
+        if token_class.has_ended:
+            may_end = self.may_end if token_class.is_prompt else self.may_end_later
+            if may_end is not True:
+                return Action.REFUSE if may_end is False else Action.LOOK
+            if start is Start.IN_KEY:
+                return self._value(events, self.value_kinds)
+            return self._behind(events, self.behind if token_class.is_prompt else self.behind_later)
+        if events[:1] in "},":
+            return self._behind(events, self.behind)
+        if start is Start.KEY:
+            # A key that begins at once is seen to before, unless it is judged.
+            is_seen_to = token_class.is_prompt and not self.has_judged_names
+            return self._behind_key(events[1:]) if is_seen_to else self._key(events)
+        return self._value(events, self.value_kinds)
+
+    def _behind(self, events: str, outlook: Outlook) -> Action:
+        """Read events behind a value."""
+        match events[:1]:
+            case "":
+                return Action.PASS
+            case "}":
+                if outlook.may_close is not True:
+                    return Action.REFUSE if outlook.may_close is False else Action.LOOK
+                return self._outside(events[1:], outlook)
+            case _:
+                if outlook.may_go_on is not True:
+                    return Action.REFUSE if outlook.may_go_on is False else Action.LOOK
+                return self._key(events[1:]) if events[1:2] == "k" else self._value(events[1:], self.item_kinds)
+
+    def _key(self, events: str) -> Action:
+        return Action.LOOK if self.may_refuse_names else self._behind_key(events[1:])
+
+    def _behind_key(self, events: str) -> Action:
+        is_more = events.rstrip("{") != ""
+        return Action.LOOK if is_more and (self.may_refuse or "k" in events) else Action.PASS
+
+    def _value(self, events: str, judged_kinds: str) -> Action:
+        """Read events before a value."""
+        if not events.rstrip("{"):
+            return Action.PASS
+        if events[0] in judged_kinds:
+            return Action.LOOK
+        if events[0] != "{":
+            return self._behind(events[1:], self.behind_later)
+        if events[1] == "}":
+            return self._behind(events[2:], self.behind_later)
+        return Action.LOOK if self.may_refuse or events.count("k") > 1 else Action.PASS
+
+    def _outside(self, events: str, outlook: Outlook) -> Action:
+        """Read events behind the container."""
+        if not events:
+            return Action.PASS
+        may = outlook.may_close_outer if events[0] == "}" else outlook.may_go_on_outer
+        if may is not True:
+            return Action.REFUSE if may is False else Action.LOOK
+        rest = events[1:].rstrip("{")
+        return Action.LOOK if rest and (outlook.may_refuse_outer or "k" in rest) else Action.PASS
+
+
+def _start_of(progress: Progress) -> Start:
+    is_member = progress.frame is not None and progress.frame.container.is_object
+    return _START_OF[progress.place, is_member]
+
+
+def _is_whole(progress: Progress) -> bool:
+    """Tell whether the string or scalar that is being read could end as it is."""
+    text = progress.text
+    if progress.place is Place.IN_SCALAR:
+        return text in _LITERALS or text[-1:].isdigit()
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return b"\\" not in text or _ENDS_WHOLE.fullmatch(text) is not None
+
+
+def _clear(row: Bitmask, token_id: int) -> None:
+    row[token_id >> 5] &= ~np.uint32(1 << (token_id & 31)).astype(np.int32)
 
 
 def _num_common(a: bytes, b: bytes) -> int:
@@ -262,14 +397,3 @@ def _num_common(a: bytes, b: bytes) -> int:
             break
         number += 1
     return number
-
-
-def _may_refuse_more(progress: Progress) -> bool:
-    """Tell whether what is around the container has checks too, or the container itself has."""
-    frame = progress.frame
-    while frame is not None:
-        container = frame.container
-        if container.is_checked or container.required or container.only_names is not None:
-            return True
-        frame = container.parent
-    return bool(progress.nodes)

@@ -11,9 +11,16 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import Enum, auto
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from services.constraint.sources.json_schema.evaluate import SOME_NUMBER, SOME_STRING, Open, Scalar, Value, identity
+from services.constraint.sources.json_schema.evaluate import (
+    SOME_NUMBER,
+    SOME_STRING,
+    Open,
+    Value,
+    identity,
+    is_part_unknown,
+)
 from services.constraint.sources.json_schema.keys import key_bytes
 from services.constraint.sources.json_schema.nodes import Array, Json, Node, NoValue, Object
 from services.constraint.sources.json_schema.obligations import Kind, Obligations
@@ -42,9 +49,9 @@ class Place(Enum):
 class Container:
     """What an open object or list must satisfy, from the moment it is opened.
 
-    `key` is its name in `parent`, where that is an object. `wholes` are judged with each of its values and when it is
-    closed; `only_names` are the names that its members may have, None where that is no list. `is_checked` tells whether
-    something in it or around it is judged that may have to be taken back.
+    `key` is its name in `parent`, where that is an object. `wholes` are judged when it is closed, `early_wholes` among
+    them with each of its values too; `only_names` are the names that its members may have, None where that is no list.
+    `is_checked` tells whether something in it or around it is judged that may have to be taken back.
     """
 
     parent: Frame | None
@@ -53,11 +60,37 @@ class Container:
     objects: tuple[Object, ...] = ()
     arrays: tuple[Array, ...] = ()
     wholes: tuple[Node, ...] = ()
+    early_wholes: tuple[Node, ...] = ()
     required: frozenset[str] = frozenset()
     only_names: frozenset[str] | None = None
     is_unique: bool = False
     keeps_values: bool = False
     is_checked: bool = False
+    has_judged_names: bool = False
+    may_refuse: bool = False
+    """Whether anything in it or around it may be refused but for a name that comes twice."""
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether each of its values is judged when it ends."""
+        return bool(self.early_wholes) or self.is_unique
+
+
+class Outlook(NamedTuple):
+    """What may come behind a value, or before the first: True, False, or None where each token must be looked at.
+
+    `outer` ones are of what is around the container, once that is closed.
+    """
+
+    may_close: bool | None = True
+    may_go_on: bool | None = True
+    may_close_outer: bool | None = True
+    may_go_on_outer: bool | None = True
+    may_refuse_outer: bool = False
+
+
+FREE: Final = Outlook()
+UNKNOWN: Final = Outlook(None, None, None, None, may_refuse_outer=True)
 
 
 class Frame:
@@ -137,58 +170,101 @@ class JsonChecks:
         """Tell whether no check is pending: nothing of the text will have to be taken back."""
         return not progress.nodes and (progress.frame is None or not progress.frame.container.is_checked)
 
-    # What closes, or goes on, whatever the scalar before it is: True, False, or None where that depends.
+    # What may follow
 
-    def may_end_value(self, progress: Progress) -> bool | None:
-        """Tell whether the value that is being read may end."""
+    def ended(self, progress: Progress) -> Progress | None:
+        """Return the place behind the string or scalar that is being read, as it is; None where a check refuses it."""
+        text = progress.text
+        if progress.place is Place.IN_KEY:
+            return self._end_key(progress, _string(text))
+        if not self._needs_value(progress):
+            return self._end_value(progress, None)
+        return self._end_value(progress, _string(text) if progress.place is Place.IN_STRING else _scalar(text))
+
+    def outlook_behind_some(self, progress: Progress) -> tuple[bool | None, Outlook]:
+        """Tell whether what is being read may end, whatever it becomes, and what may follow then."""
+        frame = progress.frame
         if progress.nodes:
-            return None
-        return True if progress.frame is None else self._verdict(progress, "end")
-
-    def may_close(self, progress: Progress) -> bool | None:
-        """Tell whether the container may be closed behind the value that is being read."""
-        return True if progress.frame is None else self._verdict(progress, "close")
-
-    def may_go_on(self, progress: Progress) -> bool:
-        """Tell whether a comma may follow the value that is being read."""
-        frame = progress.frame
-        if frame is None or frame.container.only_names is None:
-            return True
-        num_members = len(frame.members) + (progress.place is not Place.AFTER)
-        return len(frame.container.only_names) > num_members
-
-    def _verdict(self, progress: Progress, what: str) -> bool | None:
-        frame = progress.frame
-        assert frame is not None
-        value: Scalar | None = None
-        if progress.place is Place.IN_STRING:
-            value = SOME_STRING
-        elif progress.place is Place.IN_SCALAR:
-            if progress.text[:1] not in b"-0123456789":
-                return None  # true, false or null: judged when it has come
-            value = SOME_NUMBER
-        key = (what, value, progress.key)
-        if key not in frame.remembered:
-            frame.remembered[key] = self._decide(frame, what, progress.key, value)
-        verdict: bool | None = frame.remembered[key]
-        return verdict
-
-    def _decide(self, frame: Frame, what: str, key: str | None, value: Scalar | None) -> bool | None:
+            return None, UNKNOWN
+        if frame is None or not frame.container.may_refuse:
+            return True, FREE
         container = frame.container
-        if container.is_unique and what == "end":
-            return None
-        if value is not None:
-            frame = frame.with_value(value, key if container.is_object else None)
-        if what == "close" and not container.required <= frame.members.keys():
-            return False
-        if not container.wholes:
-            return True
-        contents = frame.contents if what == "close" else Open(frame.contents)
+        is_number = progress.place is Place.IN_SCALAR
+        if container.wholes and is_number and progress.text[:1] not in b"-0123456789":
+            return None, UNKNOWN  # true, false and null are few, and short
+        some = SOME_NUMBER if is_number else SOME_STRING
+        key = (some, progress.key)
+        known: tuple[bool | None, Outlook] | None = frame.remembered.get(key)
+        if known is None:
+            behind = frame.with_value(some, progress.key if container.is_object else None)
+            may_end = None if container.is_unique else self._holds_so_far(behind, frame)
+            known = frame.remembered[key] = may_end, self.outlook(behind)
+        return known
+
+    def outlook(self, frame: Frame | None) -> Outlook:
+        """Return what may follow in a container, where no value is being read."""
+        if frame is None or not frame.container.may_refuse:
+            return FREE
+        known: Outlook | None = frame.remembered.get("outlook")
+        if known is None:
+            known = frame.remembered["outlook"] = self._look_out(frame)
+        return known
+
+    def _look_out(self, frame: Frame) -> Outlook:
+        container, parent = frame.container, frame.container.parent
+        only = container.only_names
+        may_go_on = only is None or len(frame.members) < len(only)
+        may_close: bool | None = False
+        if container.required <= frame.members.keys():
+            may_close = self._holds(container.wholes, frame.contents)
+        if parent is None or may_close is False or not parent.container.may_refuse:
+            return Outlook(may_close, may_go_on)
+        outer = parent.container
+        if not outer.is_judged and not outer.wholes:
+            num_members = len(parent.members) + 1
+            may_close_outer = all(name in parent.members or name == container.key for name in outer.required)
+            may_go_on_outer = outer.only_names is None or num_members < len(outer.only_names)
+            return Outlook(may_close, may_go_on, may_close_outer, may_go_on_outer, may_refuse_outer=True)
+        if may_close is None or is_part_unknown(frame.contents):
+            return Outlook(None, may_go_on, None, None, may_refuse_outer=True)
+        closed = self._added(parent, container.key, frame.contents)
+        if closed is None:
+            return Outlook(False, may_go_on)
+        around = self.outlook(closed.frame)
+        return Outlook(may_close, may_go_on, around.may_close, around.may_go_on, may_refuse_outer=True)
+
+    def judged_kinds(self, nodes: tuple[Node, ...], frame: Frame | None) -> str:
+        """Return which of the values that may begin here are judged when they end.
+
+        `s` stands for strings, `n` for other scalars, `{` for containers.
+        """
+        if frame is not None and frame.container.is_judged:
+            return "sn{"
+        if not nodes:
+            return ""
+        of_kind = self._obligations.of_kind
+        found = "s" if of_kind(nodes, str) else ""
+        found += "n" if any(of_kind(nodes, kind) for kind in (float, bool, None)) else ""
+        return found + ("{" if any(of_kind(nodes, kind) for kind in (dict, list)) else "")
+
+    def next_item_nodes(self, frame: Frame | None) -> tuple[Node, ...]:
+        """Return what the item behind the next comma of a list must satisfy."""
+        return () if frame is None else self._obligations.of_item(frame.container.arrays, frame.num_items + 1)
+
+    def _holds_so_far(self, frame: Frame, before: Frame) -> bool | None:
+        """Tell whether a container with one more value than before may still become what it must be."""
+        verdict = self._holds(frame.container.early_wholes, Open(frame.contents, before.contents))
+        return True if verdict is None and not self._evaluator.has_met_scalar else verdict
+
+    def _holds(self, nodes: tuple[Node, ...], value: Value) -> bool | None:
         self._evaluator.has_met_scalar = False
-        verdicts = [self._evaluator.holds(node, contents) for node in container.wholes]
-        if False in verdicts:
-            return False
-        return None if self._evaluator.has_met_scalar else True
+        result: bool | None = True
+        for node in nodes:
+            verdict = self._evaluator.holds(node, value)
+            if verdict is False:
+                return False
+            result = result and verdict
+        return result
 
     # Reading
 
@@ -202,8 +278,8 @@ class JsonChecks:
             return len(data), Progress(progress.frame, progress.place, rest, progress.key, progress.nodes)
         at += end + 1 - len(progress.text)
         if progress.place is Place.IN_KEY:
-            return at, self._end_key(progress, json.loads(b'"' + text[:end] + b'"'))
-        return at, self._end_value(progress, json.loads(b'"' + text[:end] + b'"') if is_kept else "")
+            return at, self._end_key(progress, _string(text[:end]))
+        return at, self._end_value(progress, _string(text[:end]) if is_kept else "")
 
     def _read_scalar(self, progress: Progress, data: bytes, at: int) -> tuple[int, Progress | None]:
         end = _SCALAR_BODY.match(data, at).end()  # type: ignore[union-attr]
@@ -229,7 +305,8 @@ class JsonChecks:
             return self._close(frame)
         if byte == 0x2C:
             assert frame is not None
-            if not self.may_go_on(progress):
+            only = frame.container.only_names
+            if only is not None and len(frame.members) >= len(only):
                 return None
             if frame.container.is_object:
                 return Progress(frame, Place.KEY)
@@ -268,12 +345,12 @@ class JsonChecks:
             identified = identity(value)
             if any(identity(other) == identified for other in frame.values):
                 return None
-        frame = frame.with_value(value, key if container.is_object else None)
-        if container.wholes and frame.num_items <= _MAX_EARLY:
-            contents = Open(frame.contents)
-            if any(self._evaluator.holds(node, contents) is False for node in container.wholes):
+        behind = frame.with_value(value, key if container.is_object else None)
+        if container.early_wholes and behind.num_items <= _MAX_EARLY:
+            contents = Open(behind.contents, frame.contents)
+            if any(self._evaluator.holds(node, contents) is False for node in container.early_wholes):
                 return None
-        return Progress(frame, Place.AFTER)
+        return Progress(behind, Place.AFTER)
 
     def _open(self, progress: Progress, *, is_object: bool) -> Progress:
         nodes = self._obligations.of_kind(progress.nodes, dict if is_object else list)
@@ -300,6 +377,7 @@ class JsonChecks:
         )
         is_unique = any(node.is_unique and has(node, "uniqueItems") for node in arrays)
         is_judged = bool(wholes) or is_unique
+        required = frozenset[str]().union(*(node.required for node in objects if has(node, "required")))
         has_names = any(self._obligations.needs_check(node.names) for node in objects)
         return Container(
             parent,
@@ -308,11 +386,18 @@ class JsonChecks:
             objects,
             arrays,
             wholes,
-            frozenset[str]().union(*(node.required for node in objects if has(node, "required"))),
+            tuple(filter(self._obligations.may_fail_early, wholes)),
+            required,
             only_names,
             is_unique,
             keeps_values=is_judged or (parent is not None and parent.container.keeps_values),
             is_checked=is_judged or has_names or (parent is not None and parent.container.is_checked),
+            has_judged_names=has_names,
+            may_refuse=is_judged
+            or bool(required)
+            or only_names is not None
+            or (parent is not None and parent.container.may_refuse)
+            or bool(nodes),
         )
 
     def _close(self, frame: Frame) -> Progress | None:
@@ -340,6 +425,14 @@ def _only_names(node: Object) -> frozenset[str] | None:
             names = frozenset(members.properties)
             only = names if only is None else only & names
     return only
+
+
+def _string(text: bytes) -> str:
+    """Return the string that is written between quotes as `text`."""
+    if b"\\" not in text:
+        return text.decode()
+    decoded: str = json.loads(b'"' + text + b'"')
+    return decoded
 
 
 def _scalar(text: bytes) -> Json:

@@ -1,122 +1,200 @@
-"""What the tokens of a vocabulary do to a JSON text, by where they begin: which of them close something.
+"""What the tokens of a vocabulary do to a JSON text, by where they begin: what they end, close and go on with.
 
-Made from the vocabulary alone. A mask asks a class as a whole where a check refuses all that it holds, and looks at
-its tokens one by one only where the answer depends on each.
+Made from the vocabulary alone. All tokens that do the same are one class. A check refuses a class as a whole, lets it
+pass, or has its tokens looked at one by one, which is needed only where the answer depends on each.
 """
 
 from __future__ import annotations
 
-from enum import Enum, auto
+import re
+from collections.abc import Callable, Iterator
+from enum import Enum, IntEnum, auto
 from functools import cached_property
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from services.constraint.core.compiling import compiled
 from services.constraint.core.engine import TokenTrie
-from services.vocabulary import bitmask_words
 
-Bitmask = npt.NDArray[np.int32]
+Int32s = npt.NDArray[np.int32]
+Actions = npt.NDArray[np.uint8]
 
 _SPACE: Final = frozenset(b" \t\n\r")
 _DELIMITERS: Final = frozenset(b",]} \t\n\r")
 _MARKS: Final = frozenset(b'",]}')
+# What stands between any two quotes: more than are ever read as strings.
+_WHOLE_STRING: Final = re.compile(rb'(?=(?<!\\)"((?:[^"\\]|\\.)*)")', re.DOTALL)
 
 
 class Start(Enum):
-    """Where a token begins."""
+    """Where a token begins: in or before what, and in what kind of container."""
 
-    IN_STRING = auto()
     IN_KEY = auto()
-    IN_SCALAR = auto()
-    ELSEWHERE = auto()  # behind a value, or before one or a key
+    IN_MEMBER_STRING = auto()
+    IN_ITEM_STRING = auto()
+    IN_MEMBER_SCALAR = auto()
+    IN_ITEM_SCALAR = auto()
+    KEY = auto()
+    VALUE = auto()
+    AFTER_MEMBER = auto()
+    AFTER_ITEM = auto()
+
+
+_STRINGS: Final = (Start.IN_KEY, Start.IN_MEMBER_STRING, Start.IN_ITEM_STRING)
+_SCALARS: Final = (Start.IN_MEMBER_SCALAR, Start.IN_ITEM_SCALAR)
+_LISTS: Final = (Start.IN_ITEM_STRING, Start.IN_ITEM_SCALAR, Start.AFTER_ITEM)
+
+
+class Action(IntEnum):
+    """What a check does with a class of tokens."""
+
+    PASS = 0
+    REFUSE = 1
+    LOOK = 2  # at each
+
+
+class TokenClass:
+    """What some tokens do.
+
+    `is_prompt` tells whether nothing comes before the first of the events: a string, key or scalar in which the token
+    begins ends as it is. `events` are, in order: `k` ends a key that the token began itself, `s` such a string, `n`
+    such a number or literal; `{` opens a container; `,` goes on; `}` closes a container.
+    """
+
+    __slots__ = ("events", "has_ended", "is_prompt")
+
+    def __init__(self, has_ended: bool, is_prompt: bool, events: str) -> None:
+        """`has_ended` tells whether the string, key or scalar ends in which the token begins."""
+        self.has_ended = has_ended
+        self.is_prompt = is_prompt
+        self.events = events
 
 
 class TokenClasses:
-    """Bitmasks (words,) of tokens by where they begin."""
+    """The classes of a vocabulary's tokens, made for each start when it is first asked for."""
 
     def __init__(self, trie: TokenTrie) -> None:
         self._token_bytes = trie.vocabulary.token_bytes
-        self._num_words = bitmask_words(trie.vocabulary.vocab_size)
-        self._of: dict[Start, _Classes] = {}
+        self._tables: dict[Start, ClassTable] = {}
+        self._found = np.empty(len(self._token_bytes), np.int32)
 
-    def of(self, start: Start) -> _Classes:
-        """Return the classes of tokens that begin at a place."""
-        if start not in self._of:
-            self._of[start] = _Classes(self._texts, start, self._num_words)
-        return self._of[start]
+    def of(self, start: Start) -> ClassTable:
+        """Return the classes of the tokens that begin at a place."""
+        table = self._tables.get(start)
+        if table is None:
+            table = self._tables[start] = ClassTable(self._texts, start, self._found)
+        return table
+
+    @cached_property
+    def whole_strings(self) -> frozenset[str]:
+        """The strings that tokens begin and end."""
+        found = (match for _, text in self._texts for match in _WHOLE_STRING.findall(text))
+        return frozenset(text.decode(errors="replace") for text in found)
 
     @cached_property
     def _texts(self) -> list[tuple[int, bytes]]:
         return [(i, text) for i, text in enumerate(self._token_bytes) if text and not _MARKS.isdisjoint(text)]
 
 
-class _Classes:
-    """The tokens that do something, by what they do first, and those that do more than that."""
+class ClassTable:
+    """Tokens by class, of those that do something."""
 
-    def __init__(self, texts: list[tuple[int, bytes]], start: Start, num_words: int) -> None:
-        self.end = np.zeros(num_words, np.int32)
-        """They end the string, key or scalar that they begin in."""
-        self.close = np.zeros(num_words, np.int32)
-        """The first thing they do behind that is to close the container."""
-        self.comma = np.zeros(num_words, np.int32)
-        """The first thing they do behind that is to go on with a comma."""
-        self.more = np.zeros(num_words, np.int32)
-        """They end, close or go on once more."""
-        self.keys = np.zeros(num_words, np.int32)
-        """They end a key that they begin themselves."""
+    def __init__(self, texts: list[tuple[int, bytes]], start: Start, found: Int32s) -> None:
+        members: dict[tuple[bool, bool, str], list[int]] = {}
         for token_id, text in texts:
-            events = _events(text, start)
-            first = events[:1]
-            behind = events[1:] if first == "e" else events
-            self._add(self.end, token_id, first == "e" or (start is Start.IN_SCALAR and first != ""))
-            self._add(self.close, token_id, behind[:1] == "}")
-            self._add(self.comma, token_id, behind[:1] == ",")
-            self._add(self.more, token_id, len(behind) > 1)
-            self._add(self.keys, token_id, "k" in behind)
+            key = _described(text, start)
+            if key[0] or key[2].strip("{"):
+                members.setdefault(key, []).append(token_id)
+        self.classes: Final = [TokenClass(*key) for key in members]
+        self._token_id = np.array([token_id for group in members.values() for token_id in group], np.int32)
+        self._class_start = np.cumsum([0, *map(len, members.values())]).astype(np.int32)
+        self._found = found
+        self._actions: dict[object, tuple[Actions, bool]] = {}
 
-    @staticmethod
-    def _add(bitmask: Bitmask, token_id: int, is_member: bool) -> None:
-        if is_member:
-            bitmask[token_id >> 5] |= np.uint32(1 << (token_id & 31)).astype(np.int32)
+    def actions(self, situation: object, decide: Callable[[TokenClass], Action]) -> tuple[Actions, bool]:
+        """Return what to do with each class, and whether any is not passed; remembered by `situation`."""
+        known = self._actions.get(situation)
+        if known is None:
+            actions = np.array([decide(token_class) for token_class in self.classes], np.uint8)
+            known = self._actions[situation] = actions, bool(actions.any())
+        return known
+
+    def sift(self, actions: Actions, row: Int32s) -> list[int]:
+        """Take the refused tokens off a bitmask (words,), and return those of its tokens that are to be looked at."""
+        found: list[int] = self._found[: _sift(self._token_id, self._class_start, actions, row, self._found)].tolist()
+        return found
 
 
-def _events(text: bytes, start: Start) -> str:
-    """Return what a token does, in order.
+@compiled
+def _sift(token_id: Int32s, class_start: Int32s, actions: Actions, row: Int32s, found: Int32s) -> int:
+    num_found = 0
+    for number in range(len(actions)):
+        if actions[number] == 0:
+            continue
+        for i in range(class_start[number], class_start[number + 1]):
+            token = token_id[i]
+            bit = np.int32(1) << np.int32(token & 31)
+            if row[token >> 5] & bit != 0:
+                if actions[number] == 1:
+                    row[token >> 5] &= ~bit
+                else:
+                    found[num_found] = token
+                    num_found += 1
+    return num_found
 
-    `e`: ends the string or key that it began in; `,`: goes on; `}`: closes; `k`: ends a string that it began itself,
-    which may be a key or a value; `v`: begins a scalar that it may have ended.
-    """
-    events: list[str] = []
-    at = 0
-    if start in (Start.IN_STRING, Start.IN_KEY):
+
+def _described(text: bytes, start: Start) -> tuple[bool, bool, str]:
+    """Return the class of a token."""
+    at, has_ended = 0, False
+    if start in _STRINGS:
         at = _string_end(text, 0)
         if at < 0:
-            return ""
-        events.append("e")
-    elif start is Start.IN_SCALAR:
+            return False, False, ""
+        has_ended = True
+        is_prompt = at == 1
+    elif start in _SCALARS:
         while at < len(text) and text[at] not in _DELIMITERS:
             at += 1
+        has_ended = at < len(text)
+        is_prompt = at == 0
+    else:
+        is_prompt = text[0] not in _SPACE
+    return has_ended, is_prompt, "".join(_events(text, at, start))
+
+
+def _events(text: bytes, at: int, start: Start) -> Iterator[str]:
+    # Of each container that is open: whether it is an object, None where that is not known.
+    objects: list[bool | None] = [{Start.AFTER_ITEM: False, Start.IN_KEY: True}.get(start)]
+    if start is Start.AFTER_MEMBER:
+        objects = [True]
+    is_key = start is Start.KEY
     while at < len(text):
         byte = text[at]
         at += 1
         if byte == 0x22:
             at = _string_end(text, at)
             if at < 0:
-                break
-            events.append("k")
-        elif byte in b",":
-            events.append(",")
+                return
+            yield "k" if is_key else "s"
+            is_key = False
+        elif byte == 0x2C:
+            yield ","
+            is_key = objects[-1] if objects else True
         elif byte in b"}]":
-            events.append("}")
+            yield "}"
+            if objects:
+                objects.pop()
         elif byte in b"{[":
-            events.append("v")
+            yield "{"
+            objects.append(byte == 0x7B)
+            is_key = byte == 0x7B
         elif byte not in _SPACE and byte != 0x3A:
             while at < len(text) and text[at] not in _DELIMITERS:
                 at += 1
             if at < len(text):
-                events.append("v")
-    return "".join(events)
+                yield "n"
 
 
 def _string_end(text: bytes, at: int) -> int:

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TypeAlias
+from itertools import islice
+from typing import Any, Final, TypeAlias
 
+from services.constraint.sources.json_schema.formats import FORMATS
 from services.constraint.sources.json_schema.nodes import (
     AllOf,
     AnyOf,
@@ -33,7 +35,6 @@ from services.constraint.sources.json_schema.nodes import (
     String,
     Unevaluated,
 )
-from services.constraint.sources.json_schema.formats import FORMATS
 from services.constraint.sources.json_schema.strings import dfa_of
 
 Verdict: TypeAlias = bool | None
@@ -41,9 +42,10 @@ Verdict: TypeAlias = bool | None
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """A list or an object of which this much is known."""
+    """A list or an object of which this much is known; `before` is the same without its latest value."""
 
     value: list[Value] | dict[str, Value]
+    before: list[Value] | dict[str, Value] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,10 @@ Value: TypeAlias = "Json | Open | Scalar | list[Value] | dict[str, Value]"
 SOME_STRING = Scalar(str)
 SOME_NUMBER = Scalar(Decimal)
 
-# Verdicts on whole lists and objects that are remembered; beyond it all are forgotten.
+_Contents: TypeAlias = "list[Value] | dict[str, Value]"
+# What is worth remembering of whole lists and objects: what takes looking into them.
+_REMEMBERED: Final = AllOf | AnyOf | OneOf | Not | Conditional | Unevaluated | Ref | Array | Object | Constants
+# Verdicts on lists and objects that are remembered; beyond it the older half is forgotten.
 _MAX_REMEMBERED = 20_000
 
 
@@ -72,25 +77,24 @@ class Evaluator:
         self._targets = targets
         self._running: set[tuple[str, int]] = set()  # (target, id of the value) of the references that are followed
         self._num_cuts = 0  # references that led to themselves
+        # (id of a value, id of a node) -> verdict; (id of an array or object, id of its parts) -> verdict on the parts
         self._remembered: dict[tuple[int, int], tuple[object, object, Verdict]] = {}
         self.has_met_scalar = False
         """Set where what is not known of a `Scalar` might have decided; never cleared here."""
 
     def holds(self, node: Node, value: Value) -> Verdict:
         """Tell whether a value is one of the node's."""
-        if isinstance(value, list | dict) and not isinstance(node, AnyValue | NoValue | Null | Boolean | Number):
-            key = (id(node), id(value))
-            known = self._remembered.get(key)
-            if known is not None:
-                return known[2]
-            num_cuts = self._num_cuts
-            verdict = self._judge(node, value)
-            if verdict is not None and num_cuts == self._num_cuts:
-                if len(self._remembered) >= _MAX_REMEMBERED:
-                    self._remembered.clear()
-                self._remembered[key] = (node, value, verdict)  # they live as long as their ids are keys
-            return verdict
-        return self._judge(node, value)
+        if not isinstance(value, list | dict) or not isinstance(node, _REMEMBERED):
+            return self._judge(node, value)
+        key = (id(value), id(node))
+        known = self._remembered.get(key)
+        if known is not None:
+            return known[2]
+        num_cuts = self._num_cuts
+        verdict = self._judge(node, value)
+        if verdict is not None and num_cuts == self._num_cuts:
+            self._remember(key, node, value, verdict)
+        return verdict
 
     def _judge(self, node: Node, value: Value) -> Verdict:
         match node:
@@ -99,13 +103,13 @@ class Evaluator:
             case NoValue():
                 return False
             case Object():
-                inner = value.value if isinstance(value, Open) else value
-                return isinstance(inner, dict) and self._object(node, inner, isinstance(value, Open))
+                inner, before = (value.value, value.before) if isinstance(value, Open) else (value, None)
+                return isinstance(inner, dict) and self._object(node, inner, isinstance(value, Open), before)
             case String():
                 return self._string(node, value)
             case Array():
-                inner = value.value if isinstance(value, Open) else value
-                return isinstance(inner, list) and self._array(node, inner, isinstance(value, Open))
+                inner, before = (value.value, value.before) if isinstance(value, Open) else (value, None)
+                return isinstance(inner, list) and self._array(node, inner, isinstance(value, Open), before)
             case Number():
                 return self._number(node, value)
             case Constants(values):
@@ -188,7 +192,7 @@ class Evaluator:
         if isinstance(value, Open):
             wanted = list if isinstance(value.value, list) else dict
             return None if any(isinstance(other, wanted) for other in values) else False
-        if isinstance(value, list | dict) and _is_part_unknown(value):
+        if isinstance(value, list | dict) and is_part_unknown(value):
             if any(type(other) is type(value) for other in values):
                 self.has_met_scalar = True
                 return None
@@ -196,12 +200,10 @@ class Evaluator:
         identified = identity(value)
         return any(identity(other) == identified for other in values)
 
-    def _array(self, node: Array, items: list[Value], is_open: bool) -> Verdict:
+    def _array(self, node: Array, items: list[Value], is_open: bool, before: list[Value] | None) -> Verdict:
         if node.max_items is not None and len(items) > node.max_items:
             return False
-        result = _all(
-            self.holds(node.prefix[i] if i < len(node.prefix) else node.rest, item) for i, item in enumerate(items)
-        )
+        result = self._parts_hold(node, items, before)
         if result is False:
             return False
         if node.is_unique:
@@ -224,26 +226,55 @@ class Evaluator:
             return None
         return result if len(items) >= node.min_items else False
 
+    def _parts_hold(self, node: Array | Object, parts: _Contents, before: _Contents | None) -> Verdict:
+        """Tell whether each item or member is what it must be; only the latest is looked at where `before` is known."""
+        key = (id(node), id(parts))
+        known = self._remembered.get(key)
+        if known is not None:
+            return known[2]
+        verdict: Verdict = True
+        if before is not None:
+            verdict = self._parts_hold(node, before, None)
+            latest = next(reversed(parts)) if isinstance(parts, dict) else len(parts) - 1
+            if verdict is not False:
+                verdict = _both(verdict, self._part_holds(node, parts, latest))
+        else:
+            for name in parts if isinstance(parts, dict) else range(len(parts)):
+                verdict = _both(verdict, self._part_holds(node, parts, name))
+                if verdict is False:
+                    break
+        if not is_part_unknown(parts):
+            self._remember(key, node, parts, verdict)
+        return verdict
+
+    def _part_holds(self, node: Array | Object, parts: Any, name: Any) -> Verdict:
+        if isinstance(node, Array):
+            return self.holds(node.prefix[name] if name < len(node.prefix) else node.rest, parts[name])
+        value = parts[name]
+        verdict = _all(self.holds(part, value) for part in parts_of(node, name))
+        if verdict is False or isinstance(node.names, AnyValue):
+            return verdict
+        return _both(verdict, self.holds(node.names, name))
+
+    def _remember(self, key: tuple[int, int], node: object, value: object, verdict: Verdict) -> None:
+        if len(self._remembered) >= _MAX_REMEMBERED:
+            for oldest in list(islice(self._remembered, _MAX_REMEMBERED // 2)):
+                del self._remembered[oldest]
+        self._remembered[key] = node, value, verdict  # they live as long as their ids are keys
+
     def _contains(self, node: Node, items: list[Value]) -> tuple[int, int]:
         """Return how many items are a node's, and of how many that is not known."""
         verdicts = [self.holds(node, item) for item in items]
         return verdicts.count(True), verdicts.count(None)
 
-    def _object(self, node: Object, members: dict[str, Value], is_open: bool) -> Verdict:
+    def _object(
+        self, node: Object, members: dict[str, Value], is_open: bool, before: dict[str, Value] | None
+    ) -> Verdict:
         if node.max_properties is not None and len(members) > node.max_properties:
             return False
-        result: Verdict = True
-        for name, member in members.items():
-            for part in parts_of(node, name):
-                verdict = self.holds(part, member)
-                if verdict is False:
-                    return False
-                result = result and verdict
-            if not isinstance(node.names, AnyValue):
-                verdict = self.holds(node.names, name)
-                if verdict is False:
-                    return False
-                result = result and verdict
+        result = self._parts_hold(node, members, before)
+        if result is False:
+            return False
         if is_open:
             return None
         if len(members) < node.min_properties or not node.required <= members.keys():
@@ -339,7 +370,7 @@ def found_in(pattern: str, text: str) -> bool:
 def has_format(name: str, text: str) -> bool:
     """Tell whether a text has a format of the table."""
     known = FORMATS[name]
-    return found_in(known.pattern, text) and (getattr(known, 'check', None) is None or known.check(text))
+    return found_in(known.pattern, text) and (getattr(known, "check", None) is None or known.check(text))
 
 
 def _all(verdicts: Iterable[Verdict]) -> Verdict:
@@ -349,6 +380,10 @@ def _all(verdicts: Iterable[Verdict]) -> Verdict:
             return False
         result = result and verdict
     return result
+
+
+def _both(a: Verdict, b: Verdict) -> Verdict:
+    return False if a is False or b is False else a and b
 
 
 def _any(verdicts: Iterable[Verdict]) -> Verdict:
@@ -364,7 +399,7 @@ def _not(verdict: Verdict) -> Verdict:
     return None if verdict is None else not verdict
 
 
-def _is_part_unknown(value: list[Value] | dict[str, Value]) -> bool:
+def is_part_unknown(value: list[Value] | dict[str, Value]) -> bool:
     """Tell whether the latest part of a container is not whole; only that one can be."""
     parts = list(value.values()) if isinstance(value, dict) else value
     return bool(parts) and isinstance(parts[-1], Open | Scalar)

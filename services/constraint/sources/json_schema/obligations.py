@@ -111,7 +111,9 @@ class Obligations:
         self._root = schema.root
         self._targets = schema.targets
         self._inexact = inexact
-        self._needing = self._find_needing()
+        nodes = _reachable([self._root], self._targets)
+        self._needing = self._find_needing(nodes, is_early=False)
+        self._needing_early = self._find_needing(nodes, is_early=True)
         self._resolved: dict[tuple[int, Kind], tuple[Node, ...]] = {}
         self._kinds: dict[int, frozenset[Kind]] = {}
 
@@ -141,14 +143,20 @@ class Obligations:
         """Tell whether a grammar takes values that are not the node's."""
         return id(node) in self._needing
 
-    def _find_needing(self) -> set[int]:
-        nodes = _reachable([self._root], self._targets)
+    def may_fail_early(self, node: Node) -> bool:
+        """Tell whether a node may turn out not to hold before its value is closed.
+
+        Where all that a grammar leaves out are required members, the grammar itself sees to the others.
+        """
+        return id(node) in self._needing_early
+
+    def _find_needing(self, nodes: list[Node], *, is_early: bool) -> set[int]:
         users: dict[int, list[Node]] = {}
         for node in nodes:
             for part in _parts(node, self._targets):
                 users.setdefault(id(part), []).append(node)
         needing: set[int] = set()
-        todo = [node for node in nodes if self._is_inexact_itself(node)]
+        todo = [node for node in nodes if self._is_inexact_itself(node, is_early=is_early)]
         while todo:
             node = todo.pop()
             if id(node) not in needing:
@@ -156,7 +164,7 @@ class Obligations:
                 todo += users.get(id(node), ())
         return needing
 
-    def _is_inexact_itself(self, node: Node) -> bool:
+    def _is_inexact_itself(self, node: Node, *, is_early: bool = False) -> bool:
         match node:
             case OneOf() | Not() | Conditional() | AllOf():
                 return node.pointer in self._inexact
@@ -170,7 +178,8 @@ class Obligations:
             case Array():
                 return self.is_inexact(node, "uniqueItems", "contains")
             case Object():
-                return self.is_inexact(node, "required", "propertyNames", "patternProperties")
+                late = () if is_early else ("required",)
+                return self.is_inexact(node, "propertyNames", "patternProperties", *late)
         return False
 
     def _resolve(self, node: Node, kind: Kind, within: tuple[str, ...]) -> tuple[Node, ...]:
