@@ -15,7 +15,6 @@ from services.constraint.core.grammar import (
     NOTHING,
     Alternation,
     Automaton,
-    ByteRange,
     Bytes,
     Expression,
     Repeat,
@@ -24,7 +23,7 @@ from services.constraint.core.grammar import (
 from services.constraint.core.regex import charset, encoding
 from services.constraint.core.regex.ast import Characters, Choice, Concatenation, Node, Repetition
 from services.constraint.core.regex.charset import Ranges
-from services.constraint.core.regex.encoding import Encoding
+from services.constraint.core.regex.encoding import ByteClass, Encoding, Rest
 from services.constraint.core.regex.nfa import Nfa
 from services.rpckit.status import GrammarTooLarge
 
@@ -86,38 +85,35 @@ class Dfa:
         return not self.accepting
 
     def to_automaton(self, encode: Encoding) -> Expression:
-        """Return the automaton over bytes, each character written by `encode`."""
+        """Return the automaton over bytes, each character written by `encode`; it is deterministic too."""
         if not self.accepting:
             return NOTHING
-        num_states = len(self.edges)
-        edges: list[tuple[int, int, int, int]] = []
-        for source, out in enumerate(self.edges):
-            for ranges, target in out:
-                piece = encoding.characters(ranges, encode)
-                if isinstance(piece, Automaton):
-                    offset = num_states - 2
-                    # A piece has the states 0 (start) and 1 (end); the others are new.
-                    number = {0: source, 1: target}
-                    for a, low, high, b in piece.edges:
-                        edges.append((number.get(a, a + offset), low, high, number.get(b, b + offset)))
-                    num_states = max(num_states, offset + 1 + max(max(a, b) for a, _, _, b in piece.edges))
-                else:
-                    num_states = _add_bytes(piece, source, target, edges, num_states)
-        return Automaton(0, tuple(sorted(self.accepting)), tuple(edges))
+        return Automaton(0, tuple(sorted(self.accepting)), tuple(byte_edges(self, encode)))
 
 
-def _add_bytes(
-    piece: Expression, source: int, target: int, edges: list[tuple[int, int, int, int]], num_states: int
-) -> int:
-    if isinstance(piece, Bytes):
-        for byte in piece.value[:-1]:
-            edges.append((source, byte, byte, num_states))
-            source = num_states
-            num_states += 1
-        edges.append((source, piece.value[-1], piece.value[-1], target))
-    elif isinstance(piece, ByteRange):
-        edges.append((source, piece.low, piece.high, target))
-    return num_states
+def byte_edges(dfa: Dfa, encode: Encoding) -> list[tuple[int, int, int, int]]:
+    """Return the edges over bytes of the automaton whose first states are those of `dfa`; others are inside characters.
+
+    A state inside a character is told by what may follow there, and by the state of `dfa` that each leads to. No
+    character is written as the beginning of another, and bytes of different sequences are equal or disjoint.
+    """
+    order = [frozenset((encoding.rest(ranges, encode), target) for ranges, target in out) for out in dfa.edges]
+    numbers: dict[frozenset[tuple[Rest, int]], int] = {}
+    edges: list[tuple[int, int, int, int]] = []
+    for state, rests in enumerate(order):
+        following: dict[ByteClass, set[tuple[Rest, int]]] = {}
+        for rest, target in rests:
+            for byte_class, behind in rest.edges:
+                following.setdefault(byte_class, set()).add((behind, target))
+        for byte_class, after in following.items():
+            (behind, number), *_ = after
+            if behind.edges:
+                key = frozenset(after)
+                number = numbers.setdefault(key, len(order))
+                if number == len(order):
+                    order.append(key)
+            edges.extend((state, low, high, number) for low, high in byte_class)
+    return edges
 
 
 def to_dfa(node: Node) -> Dfa:

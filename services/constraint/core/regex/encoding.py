@@ -13,6 +13,7 @@ None of them ever writes a lone surrogate.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -163,6 +164,35 @@ def _hex_range(low: int, high: int, length: int) -> list[ByteSequence]:
     if first <= last:
         result.append((_hex_class(first, last), *(_hex_class(0, 15),) * (length - 1)))
     return result
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rest:
+    """What may follow at a place inside a character: bytes, each with what may follow then; none at its end.
+
+    Compared by identity; those with the same edges are nearly always the same object.
+    """
+
+    edges: tuple[tuple[ByteClass, Rest], ...]
+
+
+@lru_cache(maxsize=4096)
+def rest(ranges: Ranges, encoding: Encoding) -> Rest:
+    """Return what may follow where one character of the set begins."""
+    return _rest(encoding(ranges))
+
+
+def _rest(sequences: list[ByteSequence]) -> Rest:
+    following: dict[ByteClass, list[ByteSequence]] = {}
+    for sequence in sequences:
+        if sequence:
+            following.setdefault(sequence[0], []).append(sequence[1:])
+    return _interned(tuple((byte_class, _rest(behind)) for byte_class, behind in following.items()))
+
+
+@lru_cache(maxsize=65536)
+def _interned(edges: tuple[tuple[ByteClass, Rest], ...]) -> Rest:
+    return Rest(edges)
 
 
 @lru_cache(maxsize=4096)

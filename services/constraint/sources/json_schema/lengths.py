@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 from services.constraint.core.grammar import NOTHING, Automaton, Expression
 from services.constraint.core.regex import charset
 from services.constraint.core.regex.ast import EMPTY, Characters, Choice, Concatenation, Node, Repetition, concatenation
-from services.constraint.core.regex.automaton import MAX_DFA_STATES, Dfa
+from services.constraint.core.regex.automaton import MAX_DFA_STATES, Dfa, byte_edges
 from services.constraint.core.regex.charset import Ranges
 from services.constraint.core.regex.encoding import Encoding
 from services.constraint.core.regex.widths import lengths
 from services.rpckit.status import GrammarTooLarge
+
+Edge: TypeAlias = tuple[int, int, int, int]
+"""Source, lowest and highest byte, target."""
 
 _NO_TEXT = Choice(())
 
@@ -138,21 +143,18 @@ def product(dfa: Dfa, minimum: int, maximum: int | None, encode: Encoding) -> Ex
         elif maximum is None:
             ends = -1
         live[count] = reached[count] & ends
-    pieces, num_states = _pieces(dfa, encode)
-    edges: list[tuple[int, int, int, int]] = []
-    known: dict[tuple[int, int], list[tuple[int, int, int, int]]] = {}
+    out = _byte_edges_by_source(dfa, encode)
+    num_states = len(out)
+    edges: list[Edge] = []
+    known: dict[tuple[int, int], list[Edge]] = {}
     for count, states in enumerate(live):
         is_loop = maximum is None and count == minimum
         targets = states if is_loop else live[count + 1] if count + 1 < len(live) else 0
         layer = known.get((states, targets))
-        if layer is None or is_loop:
-            ahead = 0 if is_loop else num_states
-            layer = known[states, targets] = [
-                (a, low, high, b + ahead if b < len(dfa.edges) else b)
-                for source, target, piece in pieces
-                if states >> source & 1 and targets >> target & 1
-                for a, low, high, b in piece
-            ]
+        if layer is None:
+            layer = known[states, targets] = _layer(out, len(dfa.edges), states, targets)
+        if is_loop:
+            layer = [(a, low, high, b - num_states if b >= num_states else b) for a, low, high, b in layer]
         first = count * num_states
         edges.extend([(first + a, low, high, first + b) for a, low, high, b in layer])
     ends_in = [
@@ -198,18 +200,29 @@ def _union(sets: list[int], states: int) -> int:
     return union
 
 
-def _pieces(dfa: Dfa, encode: Encoding) -> tuple[list[tuple[int, int, list[tuple[int, int, int, int]]]], int]:
-    """Return (source, target, edges over bytes) of each edge of a `Dfa`, and the number of all their states."""
-    pieces = []
-    num_states = len(dfa.edges)
-    for source, out in enumerate(dfa.edges):
-        for ranges, target in out:
-            # Two states and one edge; the states between, if any, come behind them.
-            piece = Dfa((((ranges, 1),), ()), frozenset([1])).to_automaton(encode)
-            assert isinstance(piece, Automaton)
-            number = {0: source, 1: target}
-            for state in sorted({state for a, _, _, b in piece.edges for state in (a, b)} - {0, 1}):
-                number[state] = num_states
-                num_states += 1
-            pieces.append((source, target, [(number[a], low, high, number[b]) for a, low, high, b in piece.edges]))
-    return pieces, num_states
+def _byte_edges_by_source(dfa: Dfa, encode: Encoding) -> list[list[Edge]]:
+    edges = byte_edges(dfa, encode)
+    out: list[list[Edge]] = [[] for _ in range(max([len(dfa.edges), *(1 + edge[3] for edge in edges)]))]
+    for edge in edges:
+        out[edge[0]].append(edge)
+    return out
+
+
+def _layer(out: list[list[Edge]], num_outer: int, sources: int, targets: int) -> list[Edge]:
+    """Return the edges of one character from these states of a `Dfa` to those, which are of the next layer.
+
+    `out` are the edges over bytes of each state; the first `num_outer` states are the ones of the `Dfa`.
+    """
+    order = [state for state in range(num_outer) if sources >> state & 1]
+    seen = set(order)
+    layer: list[Edge] = []
+    for state in order:
+        for _, low, high, target in out[state]:
+            if target >= num_outer:
+                layer.append((state, low, high, target))
+                if target not in seen:
+                    seen.add(target)
+                    order.append(target)
+            elif targets >> target & 1:
+                layer.append((state, low, high, target + len(out)))
+    return layer
