@@ -17,7 +17,7 @@ from typing import Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from services.constraint.checks.progress import FREE, UNKNOWN, Frame, JsonChecks, Outlook, Place, Progress
+from services.constraint.checks.progress import UNKNOWN, Frame, JsonChecks, Outlook, Place, Progress
 from services.constraint.checks.token_classes import Action, Start, TokenClass, TokenClasses
 from services.constraint.core.engine import TERMINATED, Forcing, Guidance, Matcher
 from services.constraint.sources.json_schema.keys import key_bytes
@@ -231,26 +231,26 @@ class CheckedMatcher:
 
     def _situation(self, progress: Progress) -> Situation:
         checks, frame, place = self._checks, progress.frame, progress.place
-        may_end, behind = checks.outlook_behind_some(progress)
-        now = behind
         if place is Place.IN_STRING or place is Place.IN_SCALAR:
-            now_may_end = may_end
+            may_end, behind = checks.outlook_behind_some(progress)
+            may_end_now, now = may_end, behind
             if (may_end is None or behind.may_close is None) and _is_whole(progress):
                 ended = checks.ended(progress)
-                now_may_end = ended is not None
+                may_end_now = ended is not None
                 now = behind if ended is None else checks.outlook(ended.frame)
-            return self._with_names(frame, Situation(now_may_end, now, may_end, behind))
-        if frame is None:
-            return Situation(True, FREE, True, FREE, value_kinds=checks.judged_kinds(progress.nodes, frame))
-        container = frame.container
-        now = checks.outlook(frame)
+            return self._with_names(frame, Situation(may_end_now, now, may_end, behind))
+        if place is Place.VALUE:
+            kinds = checks.judged_kinds(progress.nodes, frame)
+            _, behind = checks.outlook_behind_some(progress)
+            return self._with_names(frame, Situation(True, checks.outlook(frame), True, behind, kinds))
+        assert frame is not None
         if place is Place.IN_KEY:
-            may_end = None if container.has_judged_names else True
+            may_end = None if frame.container.has_judged_names else True
             # Whichever key it becomes, and whatever its value must satisfy.
-            kinds = "sn{" if container.is_judged or container.objects else ""
+            kinds = "sn{" if frame.container.is_judged or frame.container.objects else ""
             return self._with_names(frame, Situation(may_end, UNKNOWN, may_end, UNKNOWN, kinds))
-        kinds = checks.judged_kinds(progress.nodes, frame) if place is Place.VALUE else ""
-        return self._with_names(frame, Situation(True, now, True, behind, kinds))
+        outlook = checks.outlook(frame)
+        return self._with_names(frame, Situation(True, outlook, True, UNKNOWN))
 
     def _with_names(self, frame: Frame | None, situation: Situation) -> Situation:
         """Fill in what a situation has of its container."""

@@ -169,7 +169,7 @@ def _events(text: bytes, at: int, start: Start) -> Iterator[str]:
     objects: list[bool | None] = [{Start.AFTER_ITEM: False, Start.IN_KEY: True}.get(start)]
     if start is Start.AFTER_MEMBER:
         objects = [True]
-    is_key = start is Start.KEY
+    is_key: bool = start is Start.KEY
     while at < len(text):
         byte = text[at]
         at += 1
