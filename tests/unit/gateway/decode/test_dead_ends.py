@@ -200,6 +200,31 @@ def test_budgets_and_dead_ends_together(
     assert len(run.token_ids) <= max_tokens
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    seed=st.integers(0, 2**64 - 1),
+    middles=st.lists(st.sampled_from(["a", "ab", "abc", "k"]), min_size=1, unique=True),
+    max_tokens=st.integers(3, 9),
+    forcing=st.booleans(),
+)
+def test_a_state_is_dead_with_so_many_tokens_left(
+    seed: int, middles: list[str], max_tokens: int, forcing: bool
+) -> None:
+    # "ll", "ab" and "abc" are tokens, so that a state is reached with more left or less.
+    texts = [f"ll{middle}ab{end}" for middle in middles for end in ("x", "123", "4567")]
+    refused = [text for text in texts if text.endswith("x")]
+    language = CheckedLanguage(texts, refused, looks_ahead=False, settles="never", forcing=forcing)
+    sampling = Sampling(temperature=5, seed=seed)
+    writing = decode(language, sampling=sampling, max_tokens=max_tokens, max_budget_draws=1000)
+    try:
+        expected = with_masks_of_the_found(language, sampling, max_tokens)
+    except NoTextError:
+        with pytest.raises(BudgetTooSmall):
+            asyncio.run(writing)
+        return
+    assert asyncio.run(writing).token_ids == expected
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32), slack=st.integers(0, 12), max_budget_draws=st.integers(1, 3))
 def test_few_budget_draws_give_a_valid_text_or_an_error(seed: int, slack: int, max_budget_draws: int) -> None:
@@ -255,6 +280,17 @@ async def test_a_state_found_dead_is_not_searched_again_behind_another_way_to_it
     run = await decode(CheckedLanguage([*refused, "l"], refused, looks_ahead=False), likes("ab1x"))
     assert run.text == "l"
     assert run.loop.account.num_dead_ends == len(refused) + 9 + 1 + 1  # the ends, "ab1" to "ab9", "ab", "a"
+
+
+@pytest.mark.parametrize("forcing", [True, False])
+async def test_a_state_dead_with_few_tokens_left_is_searched_again_with_more(forcing: bool) -> None:
+    language = CheckedLanguage(["abkx", "abk123"], ["abkx"], looks_ahead=False, settles="never", forcing=forcing)
+
+    def likes_single_bytes(token_ids: Sequence[int]) -> Logits:
+        return np.array([len(token or b"") == 1 for token in vocabulary().token_bytes] + [0] * 20)[:VOCAB_SIZE] * 9.0
+
+    run = await decode(language, FakeWorker(likes_single_bytes), max_tokens=5)
+    assert [vocabulary().token_bytes[token_id] for token_id in run.token_ids] == [b"ab", b"k", b"1", b"2", b"3"]
 
 
 async def test_text_is_held_until_it_is_settled() -> None:
