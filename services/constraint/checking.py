@@ -255,6 +255,7 @@ class Checker:
         self.vocabulary = vocabulary
         self._trie = TokenTrie(vocabulary)
         self._classes = TokenClasses(self._trie)
+        self._classes.warm_up()
         self._row = np.zeros(bitmask_words(vocabulary.vocab_size), np.int32)
         warm_up(self._trie, common_grammar())
         for source in (

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from services.constraint.checks.progress import UNKNOWN, Frame, JsonChecks, Outlook, Place, Progress
+from services.constraint.checks.progress import FREE, UNKNOWN, Frame, JsonChecks, Outlook, Place, Progress
 from services.constraint.checks.token_classes import Action, Start, TokenClass, TokenClasses
 from services.constraint.core.engine import TERMINATED, Forcing, Guidance, Matcher
 from services.constraint.sources.json_schema.keys import key_bytes
@@ -231,6 +231,7 @@ class CheckedMatcher:
 
     def _situation(self, progress: Progress) -> Situation:
         checks, frame, place = self._checks, progress.frame, progress.place
+        around = self._around(frame)
         if place is Place.IN_STRING or place is Place.IN_SCALAR:
             may_end, behind = checks.outlook_behind_some(progress)
             may_end_now, now = may_end, behind
@@ -238,35 +239,46 @@ class CheckedMatcher:
                 ended = checks.ended(progress)
                 may_end_now = ended is not None
                 now = behind if ended is None else checks.outlook(ended.frame)
-            return self._with_names(frame, Situation(may_end_now, now, may_end, behind))
+            return Situation(around, may_end_now, now, may_end, behind)
         if place is Place.VALUE:
             kinds = checks.judged_kinds(progress.nodes, frame)
             _, behind = checks.outlook_behind_some(progress)
-            return self._with_names(frame, Situation(True, checks.outlook(frame), True, behind, kinds))
+            return Situation(around, True, checks.outlook(frame), True, behind, kinds)
         assert frame is not None
-        if place is Place.IN_KEY:
-            may_end = None if frame.container.has_judged_names else True
-            # Whichever key it becomes, and whatever its value must satisfy.
-            kinds = "sn{" if frame.container.is_judged or frame.container.objects else ""
-            return self._with_names(frame, Situation(may_end, UNKNOWN, may_end, UNKNOWN, kinds))
-        outlook = checks.outlook(frame)
-        return self._with_names(frame, Situation(True, outlook, True, UNKNOWN))
-
-    def _with_names(self, frame: Frame | None, situation: Situation) -> Situation:
-        """Fill in what a situation has of its container."""
-        if frame is None:
-            return situation
         container = frame.container
-        whole_strings = self._classes.whole_strings
-        return situation._replace(
-            item_kinds=self._checks.judged_kinds(self._checks.next_item_nodes(frame), frame),
-            may_refuse_names=container.has_judged_names or not whole_strings.isdisjoint(frame.members),
-            has_judged_names=container.has_judged_names,
-            may_refuse=container.may_refuse,
-        )
+        if place is Place.IN_KEY:
+            may_end = None if container.has_judged_names else True
+            if not container.may_refuse:
+                return Situation(around, may_end, FREE, may_end, FREE)
+            # What is there is a key, or becomes some other one, whose value must satisfy whatever that may be.
+            kinds = "sn{" if container.is_judged or container.objects else ""
+            ended = checks.ended(progress) if _is_whole(progress) else None
+            if ended is None:
+                return Situation(around, may_end, UNKNOWN, may_end, UNKNOWN, kinds, kinds)
+            kinds_now = checks.judged_kinds(ended.nodes, frame)
+            _, now = checks.outlook_behind_some(ended)
+            return Situation(around, True, now, may_end, UNKNOWN, kinds_now, kinds)
+        return Situation(around, True, checks.outlook(frame), True, UNKNOWN)
+
+    def _around(self, frame: Frame | None) -> Around:
+        """Return what does not depend on where in a container a token begins."""
+        if frame is None:
+            return Around()
+        around: Around | None = frame.remembered.get("around")
+        if around is None:
+            container = frame.container
+            around = frame.remembered["around"] = Around(
+                self._checks.judged_kinds(self._checks.next_item_nodes(frame), frame),
+                container.has_judged_names or not self._classes.whole_strings.isdisjoint(frame.members),
+                container.has_judged_names,
+                container.may_refuse,
+            )
+        return around
 
     def _refuse_keys(self, progress: Progress, frame: Frame, row: Bitmask) -> None:
         """Take off the tokens that would end a key that is there already, and those that lead to nothing else."""
+        if not frame.members:
+            return
         begun = progress.text if progress.place is Place.KEY else b'"' + progress.text
         only_names = frame.container.only_names
         left: list[bytes] = []
@@ -290,40 +302,52 @@ class CheckedMatcher:
                 trie.clear_along(rest, first, row)
 
 
+class Around(NamedTuple):
+    """What is to be seen to in a container, wherever a token begins.
+
+    `item_kinds` are the kinds of the item behind the next comma that are judged, as in `JsonChecks.judged_kinds`.
+    """
+
+    item_kinds: str = ""
+    may_refuse_names: bool = False
+    has_judged_names: bool = False
+    may_refuse: bool = False
+
+
 class Situation(NamedTuple):
     """What a token may do, by whether it ends at once the string, key or scalar in which it begins, or goes on with it.
 
-    Kinds of values that are judged are as in `JsonChecks.judged_kinds`: those of the value that begins here, and of the
-    item behind the next comma. `behind_later` is also what may follow a value that a token begins and ends itself.
+    `value_kinds` are the kinds that are judged of the value that begins here, or behind the key. `behind_later` is also
+    what may follow a value that a token begins and ends itself.
     """
 
+    around: Around
     may_end: bool | None
     behind: Outlook
     may_end_later: bool | None
     behind_later: Outlook
     value_kinds: str = ""
-    item_kinds: str = ""
-    may_refuse_names: bool = False
-    has_judged_names: bool = False
-    may_refuse: bool = False
+    value_kinds_later: str = ""
 
     def action(self, start: Start, token_class: TokenClass) -> Action:
         """Return what to do with the tokens of a class."""
         events = token_class.events
         if token_class.has_ended:
             may_end = self.may_end if token_class.is_prompt else self.may_end_later
+            behind = self.behind if token_class.is_prompt else self.behind_later
             if may_end is not True:
                 return Action.REFUSE if may_end is False else Action.LOOK
             if start is Start.IN_KEY:
-                return self._value(events, self.value_kinds)
-            return self._behind(events, self.behind if token_class.is_prompt else self.behind_later)
+                kinds = self.value_kinds if token_class.is_prompt else self.value_kinds_later
+                return self._value(events, kinds, behind)
+            return self._behind(events, behind)
         if events[:1] in "},":
             return self._behind(events, self.behind)
         if start is Start.KEY:
             # A key that begins at once is seen to before, unless it is judged.
-            is_seen_to = token_class.is_prompt and not self.has_judged_names
+            is_seen_to = token_class.is_prompt and not self.around.has_judged_names
             return self._behind_key(events[1:]) if is_seen_to else self._key(events)
-        return self._value(events, self.value_kinds)
+        return self._value(events, self.value_kinds, self.behind_later)
 
     def _behind(self, events: str, outlook: Outlook) -> Action:
         """Read events behind a value."""
@@ -337,26 +361,28 @@ class Situation(NamedTuple):
             case _:
                 if outlook.may_go_on is not True:
                     return Action.REFUSE if outlook.may_go_on is False else Action.LOOK
-                return self._key(events[1:]) if events[1:2] == "k" else self._value(events[1:], self.item_kinds)
+                if events[1:2] == "k":
+                    return self._key(events[1:])
+                return self._value(events[1:], self.around.item_kinds, UNKNOWN)
 
     def _key(self, events: str) -> Action:
-        return Action.LOOK if self.may_refuse_names else self._behind_key(events[1:])
+        return Action.LOOK if self.around.may_refuse_names else self._behind_key(events[1:])
 
     def _behind_key(self, events: str) -> Action:
         is_more = events.rstrip("{") != ""
-        return Action.LOOK if is_more and (self.may_refuse or "k" in events) else Action.PASS
+        return Action.LOOK if is_more and (self.around.may_refuse or "k" in events) else Action.PASS
 
-    def _value(self, events: str, judged_kinds: str) -> Action:
+    def _value(self, events: str, judged_kinds: str, behind: Outlook) -> Action:
         """Read events before a value."""
         if not events.rstrip("{"):
             return Action.PASS
         if events[0] in judged_kinds:
             return Action.LOOK
         if events[0] != "{":
-            return self._behind(events[1:], self.behind_later)
+            return self._behind(events[1:], behind if self.around.may_refuse else FREE)
         if events[1] == "}":
-            return self._behind(events[2:], self.behind_later)
-        return Action.LOOK if self.may_refuse or events.count("k") > 1 else Action.PASS
+            return self._behind(events[2:], behind if self.around.may_refuse else FREE)
+        return Action.LOOK if self.around.may_refuse or events.count("k") > 1 else Action.PASS
 
     def _outside(self, events: str, outlook: Outlook) -> Action:
         """Read events behind the container."""

@@ -80,6 +80,13 @@ class TokenClasses:
         self._tables: dict[Start, ClassTable] = {}
         self._found = np.empty(len(self._token_bytes), np.int32)
 
+    def warm_up(self) -> None:
+        """Make all classes, so that no mask waits for it."""
+        for start in Start:
+            self.of(start)
+            self.of(start).sift(np.zeros(0, np.uint8), self._found)
+        _ = self.whole_strings
+
     def of(self, start: Start) -> ClassTable:
         """Return the classes of the tokens that begin at a place."""
         table = self._tables.get(start)
@@ -165,11 +172,9 @@ def _described(text: bytes, start: Start) -> tuple[bool, bool, str]:
 
 
 def _events(text: bytes, at: int, start: Start) -> Iterator[str]:
-    # Of each container that is open: whether it is an object, None where that is not known.
-    objects: list[bool | None] = [{Start.AFTER_ITEM: False, Start.IN_KEY: True}.get(start)]
-    if start is Start.AFTER_MEMBER:
-        objects = [True]
-    is_key: bool = start is Start.KEY
+    # Of each container that is open: whether it may be an object.
+    objects = [start not in _LISTS]
+    is_key = start is Start.KEY
     while at < len(text):
         byte = text[at]
         at += 1

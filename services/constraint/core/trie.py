@@ -49,8 +49,13 @@ class TokenTrie:
         """Tell whether a token that starts in the first `num_starts` bytes of `text` may go on behind its end."""
         return bool(_reaches_past(self.arrays, text, num_starts))
 
+    def longest_along(self, text: bytes) -> int:
+        """Return the most bytes of `text` that a token spells: all where one goes on behind them, 0 where none does."""
+        array = np.frombuffer(text, np.uint8)
+        return len(text) if self.reaches_past(array, 1) else int(_longest_prefix(self.arrays, array)[1])
+
     def clear_along(self, text: bytes, num_bytes: int, row: Int32s) -> None:
-        """Take off a bitmask (words,) the tokens that begin with `text`, and those that are its first n bytes, n >= `num_bytes`."""
+        """Take off a bitmask (words,) the tokens that begin with `text`, or are its first `num_bytes` bytes or more."""
         _clear_along(self.arrays, np.frombuffer(text, np.uint8), num_bytes, row)
 
 

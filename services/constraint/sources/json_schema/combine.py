@@ -70,7 +70,7 @@ class Combiner:
         return self._spread(node, ())
 
     def blame(self, leaf: Leaf, keyword: str) -> None:
-        """Note that a grammar cannot say what this keyword does to a leaf: in all the schemas that it was merged from."""
+        """Note that a grammar cannot say what this keyword does to a leaf, in all schemas that it was merged from."""
         todo: list[Leaf] = [leaf]
         while todo:
             at = todo.pop()

@@ -57,13 +57,11 @@ def complement(node: Node, targets: Mapping[str, Node], num_references: int = 0)
                 return None
             return complement(targets[target], targets, num_references + 1)
         case AnyOf(options):
-            # The types that one option leaves out are what another one is about, so each option has its complement
-            # within the others' types too.
-            inner = [of(option) for option in options]
-            return None if None in inner else AllOf(tuple(part for part in inner if part is not None), "")
+            found = [of(option) for option in options]
+            return None if None in found else AllOf(tuple(part for part in found if part is not None), "")
         case AllOf(parts):
-            inner = [of(part) for part in parts]
-            return None if None in inner else AnyOf(tuple(part for part in inner if part is not None))
+            found = [of(part) for part in parts]
+            return None if None in found else AnyOf(tuple(part for part in found if part is not None))
         case Null() | Boolean() | Number() | String() | Array() | Object():
             within = _within_type(node, targets, num_references)
             others = tuple(leaf for leaf in EVERY_TYPE if type(leaf) is not type(node))

@@ -55,12 +55,13 @@ class Scalar:
     kind: type
 
 
-Value: TypeAlias = "Json | Open | Scalar | list[Value] | dict[str, Value]"
+# Json, in which an Open or a Scalar may stand. (That cannot be said exactly: a list[Json] is no list[Value].)
+Value: TypeAlias = Any
 
 SOME_STRING = Scalar(str)
 SOME_NUMBER = Scalar(Decimal)
 
-_Contents: TypeAlias = "list[Value] | dict[str, Value]"
+_Contents: TypeAlias = list[Value] | dict[str, Value]
 # What is worth remembering of whole lists and objects: what takes looking into them.
 _REMEMBERED: Final = AllOf | AnyOf | OneOf | Not | Conditional | Unevaluated | Ref | Array | Object | Constants
 # Verdicts on lists and objects that are remembered; beyond it the older half is forgotten.
@@ -200,7 +201,7 @@ class Evaluator:
         identified = identity(value)
         return any(identity(other) == identified for other in values)
 
-    def _array(self, node: Array, items: list[Value], is_open: bool, before: list[Value] | None) -> Verdict:
+    def _array(self, node: Array, items: list[Value], is_open: bool, before: _Contents | None) -> Verdict:
         if node.max_items is not None and len(items) > node.max_items:
             return False
         result = self._parts_hold(node, items, before)
@@ -267,9 +268,7 @@ class Evaluator:
         verdicts = [self.holds(node, item) for item in items]
         return verdicts.count(True), verdicts.count(None)
 
-    def _object(
-        self, node: Object, members: dict[str, Value], is_open: bool, before: dict[str, Value] | None
-    ) -> Verdict:
+    def _object(self, node: Object, members: dict[str, Value], is_open: bool, before: _Contents | None) -> Verdict:
         if node.max_properties is not None and len(members) > node.max_properties:
             return False
         result = self._parts_hold(node, members, before)
@@ -370,7 +369,7 @@ def found_in(pattern: str, text: str) -> bool:
 def has_format(name: str, text: str) -> bool:
     """Tell whether a text has a format of the table."""
     known = FORMATS[name]
-    return found_in(known.pattern, text) and (getattr(known, "check", None) is None or known.check(text))
+    return found_in(known.pattern, text) and (known.check is None or known.check(text))
 
 
 def _all(verdicts: Iterable[Verdict]) -> Verdict:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
-from typing import get_args
 
 from services.constraint.core.grammar import (
     EMPTY,
@@ -33,8 +32,8 @@ from services.constraint.sources.json_schema import numeric
 from services.constraint.sources.json_schema.combine import Combiner
 from services.constraint.sources.json_schema.evaluate import is_string_of
 from services.constraint.sources.json_schema.formats import FORMATS
-from services.constraint.sources.json_schema.keys import key_bytes
 from services.constraint.sources.json_schema.key_classes import KeyClass, key_classes
+from services.constraint.sources.json_schema.keys import key_bytes
 from services.constraint.sources.json_schema.nodes import (
     NONE,
     AllOf,
@@ -87,9 +86,9 @@ _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """White space by place: `ws` is the rule of that name, `inside` stands behind an opening bracket and before a closing one.
+    """White space by place: `ws` is the rule of that name, `inside` stands within each bracket of what is not empty.
 
-    `empty` stands between the brackets of what is empty.
+    `empty` stands between the brackets of what is.
     """
 
     ws: Expression
@@ -98,9 +97,7 @@ class _Layout:
     comma: Expression
     colon: Expression
 
-    def enclose(
-        self, opening: bytes, inner: Expression | None, closing: bytes, *, may_be_empty: bool
-    ) -> Expression:
+    def enclose(self, opening: bytes, inner: Expression | None, closing: bytes, *, may_be_empty: bool) -> Expression:
         """Return brackets around an expression that is never empty (None: it has no text)."""
         empty = _sequence(Bytes(opening), self.empty, Bytes(closing))
         if inner is None:
@@ -108,9 +105,7 @@ class _Layout:
         if self.inside == self.empty:
             # The white space of the empty one is that before the inner.
             body = _sequence(inner, self.inside)
-            return _sequence(
-                Bytes(opening), self.inside, optional(body) if may_be_empty else body, Bytes(closing)
-            )
+            return _sequence(Bytes(opening), self.inside, optional(body) if may_be_empty else body, Bytes(closing))
         filled = _sequence(Bytes(opening), self.inside, inner, self.inside, Bytes(closing))
         return Alternation((empty, filled)) if may_be_empty else filled
 
@@ -139,13 +134,7 @@ _LAYOUTS: dict[Whitespace, _Layout] = {
 }
 
 
-@lru_cache(maxsize=64)
-def _layout_of_pattern(pattern: str) -> _Layout:
-    ws = white_space(pattern)
-    return _anywhere(ws)
-
-
-def _library(layout: _Layout, integers: Spelling) -> dict[str, Expression]:
+def _library(layout: _Layout, integers: Spelling, escapes: Spelling) -> dict[str, Expression]:
     member = Sequence((Reference("key"), layout.colon, _ANY))
     members = Sequence((member, Repeat(Sequence((layout.comma, member)), 0, None)))
     items = Sequence((_ANY, Repeat(Sequence((layout.comma, _ANY)), 0, None)))
@@ -153,7 +142,7 @@ def _library(layout: _Layout, integers: Spelling) -> dict[str, Expression]:
         "ws": layout.ws,
         "comma": Sequence((_WS, Bytes(b","), _WS)),
         "colon": Sequence((_WS, Bytes(b":"), _WS)),
-        "string": ANY_STRING,
+        "string": ANY_STRING if escapes == "any" else PLAIN_STRING,
         "key": PLAIN_STRING,
         "integer": numeric.number(True, None, None, (), integers)[0],
         "number": numeric.NUMBER,
@@ -165,20 +154,20 @@ def _library(layout: _Layout, integers: Spelling) -> dict[str, Expression]:
     }
 
 
-_LIBRARIES = {
-    (name, integers): _library(layout, integers)
-    for name, layout in _LAYOUTS.items()
-    for integers in get_args(Spelling)
-}
+@lru_cache(maxsize=64)
+def _library_of(
+    whitespace: Whitespace, whitespace_pattern: str, integers: Spelling, escapes: Spelling
+) -> tuple[_Layout, dict[str, Expression]]:
+    layout = _anywhere(white_space(whitespace_pattern)) if whitespace == "pattern" else _LAYOUTS[whitespace]
+    return layout, _library(layout, integers, escapes)
 
 
 def common_grammar() -> Grammar:
     """Return a grammar of what nearly every schema's grammar has in it, for the engine to know ahead."""
     characters = [ANY_CHARACTER, PLAIN_CHARACTER]
-    rules = dict(_LIBRARIES["bounded", "any"])
-    rules["start"] = Alternation(
-        (*map(Reference, rules), *(Repeat(character, 1, 1000) for character in characters))
-    )
+    options = SourceOptions()
+    rules = dict(_library_of(options.whitespace, "", options.integers, options.escapes)[1])
+    rules["start"] = Alternation((*map(Reference, rules), *(Repeat(character, 1, 1000) for character in characters)))
     return Grammar("start", rules)
 
 
@@ -205,12 +194,10 @@ class _Lowering:
     def __init__(self, schema: Schema, options: SourceOptions) -> None:
         self._schema = schema
         self._options = options
-        if options.whitespace == "pattern":
-            self._layout = _layout_of_pattern(options.whitespace_pattern)
-            self._rules = _library(self._layout, options.integers)
-        else:
-            self._layout = _LAYOUTS[options.whitespace]
-            self._rules = dict(_LIBRARIES[options.whitespace, options.integers])
+        self._layout, library = _library_of(
+            options.whitespace, options.whitespace_pattern, options.integers, options.escapes
+        )
+        self._rules = dict(library)
         self._comma, self._colon = self._layout.comma, self._layout.colon
         self._combiner = Combiner(schema.targets)
         self._expressions: dict[int, Expression] = {}
@@ -305,12 +292,12 @@ class _Lowering:
     def _string(self, node: String) -> Expression:
         if node.min_length == 0 and node.max_length is None and not node.patterns and not node.formats:
             return _STRING
-        if any(getattr(FORMATS[name], 'check', None) is not None for name in node.formats):
+        if any(FORMATS[name].check is not None for name in node.formats):
             self._combiner.blame(node, "format")
         key = (node.min_length, node.max_length, node.patterns, node.formats)
         if key not in self._shared:
             try:
-                expression = string(node)
+                expression = string(node, self._options.escapes)
             except (GrammarSyntax, UnsupportedConstruct, GrammarTooLarge) as error:
                 raise located(error, f"{node.pointer}/pattern") from None
             self._shared[key] = expression if expression is NOTHING else self._rule(lambda: expression, "string")
@@ -445,7 +432,12 @@ class _Lowering:
         patterns = tuple(dict.fromkeys(pattern for members in node.members for pattern, _ in members.patterns))
         declared = frozenset(names.declared)
         among = names.others
-        key = ("keys", declared, patterns, among and (among.min_length, among.max_length, among.patterns, among.formats))
+        key = (
+            "keys",
+            declared,
+            patterns,
+            among and (among.min_length, among.max_length, among.patterns, among.formats),
+        )
         if key not in self._key_classes:
             try:
                 self._key_classes[key] = key_classes(declared, patterns, among)
@@ -487,9 +479,7 @@ class _Lowering:
         if not options:
             return None
         member = self._rule(lambda: Alternation(tuple(options)), "member")
-        further = Repeat(
-            Sequence((self._comma, member)), max(minimum, 1) - 1, None if maximum is None else maximum - 1
-        )
+        further = Repeat(Sequence((self._comma, member)), max(minimum, 1) - 1, None if maximum is None else maximum - 1)
         return Sequence((member, further))
 
     def _more(self, extra: Expression | None) -> tuple[Expression, ...]:
@@ -565,9 +555,7 @@ class _Lowering:
             return Repeat(further, max(0, minimum - count), None if maximum is None else maximum - count)
         if maximum == 0:
             return NOTHING
-        return Sequence(
-            (extra, Repeat(further, max(0, minimum - 1), None if maximum is None else maximum - 1))
-        )
+        return Sequence((extra, Repeat(further, max(0, minimum - 1), None if maximum is None else maximum - 1)))
 
 
 @dataclass(frozen=True, slots=True)

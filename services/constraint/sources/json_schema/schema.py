@@ -15,8 +15,7 @@ from typing import NoReturn, TypeAlias
 from services.constraint.sources.json_schema import keywords as kw
 from services.constraint.sources.json_schema.combine import common_number
 from services.constraint.sources.json_schema.document import MAX_SCHEMA_DEPTH, References, draft_of, step, too_deep
-from services.constraint.sources.json_schema import formats
-from services.constraint.sources.json_schema.formats import FORMATS
+from services.constraint.sources.json_schema.formats import FORMATS, NUMBER_FORMATS
 from services.constraint.sources.json_schema.nodes import (
     ANY,
     ARRAY,
@@ -51,7 +50,6 @@ from services.constraint.sources.json_schema.strings import tree_of
 from services.constraint.sources.source import Enforcement, KeywordReport, SourceOptions
 from services.rpckit.status import GrammarSyntax, GrammarTooLarge, ServiceError, UnsupportedConstruct
 
-NUMBER_FORMATS = getattr(formats, "NUMBER_FORMATS", {})  # TEMP
 # How a keyword is honoured, and the note on it.
 _Report: TypeAlias = tuple[Enforcement, str]
 
