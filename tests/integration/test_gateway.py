@@ -102,7 +102,11 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "prompt beyond the context": ({"prompt": "x y" * MODEL_CONTEXT}, "CONTEXT_EXCEEDED", "do not fit"),
     "max_tokens beyond the context": ({"max_tokens": MODEL_CONTEXT}, "CONTEXT_EXCEEDED", "max_tokens 4096"),
     "no JSON": ({"constraint": types_pb2.Constraint(json_schema="{")}, "GRAMMAR_SYNTAX", ""),
-    "keyword beyond us": ({"constraint": schema({"uniqueItems": True})}, "UNSUPPORTED_CONSTRUCT", "uniqueItems"),
+    "schema elsewhere": (
+        {"constraint": schema({"$ref": "https://example.org/nobody.json"})},
+        "UNSUPPORTED_CONSTRUCT",
+        "nobody.json",
+    ),
     "bad grammar": ({"constraint": types_pb2.Constraint(lark="start: (")}, "GRAMMAR_SYNTAX", ""),
     "bad regex": ({"constraint": types_pb2.Constraint(regex="(")}, "GRAMMAR_SYNTAX", ""),
     "no such grammar": ({"constraint": types_pb2.Constraint(grammar_name="nope")}, "UNKNOWN_GRAMMAR", "nope"),
