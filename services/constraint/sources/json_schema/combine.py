@@ -60,6 +60,7 @@ class Combiner:
         self._combined: dict[tuple[int, ...], Node] = {}
         self._leaves: dict[int, Leaves] = {}
         self._replaced: dict[int, Node] = {}  # what stands for a `not`, a condition or unevaluated members
+        self._disjoint: dict[int, bool] = {}
         self._parents: dict[int, tuple[Leaf, Leaf]] = {}  # of merged leaves
         self._kept: list[Node] = []  # ids are keys, so what they name must live
         self.inexact: set[str] = set()
@@ -68,6 +69,11 @@ class Combiner:
     def leaves(self, node: Node) -> Leaves:
         """Return leaves that together have the node's values, and others only where `inexact` says so."""
         return self._spread(node, ())
+
+    def look_at(self, node: OneOf) -> None:
+        """Leave a `oneOf` to a check unless no two of its options have a value in common."""
+        if not self._are_disjoint(node):
+            self.inexact.add(node.pointer)
 
     def blame(self, leaf: Leaf, keyword: str) -> None:
         """Note that a grammar cannot say what this keyword does to a leaf, in all schemas that it was merged from."""
@@ -98,8 +104,7 @@ class Combiner:
             case AnyOf(options):
                 result = self._union(options, within)
             case OneOf(options):
-                if not self.are_disjoint(node):
-                    self.inexact.add(node.pointer)
+                self.look_at(node)
                 result = self._union(options, within)
             case Not() | Conditional() | Unevaluated():
                 if id(node) not in self._replaced:
@@ -138,8 +143,16 @@ class Combiner:
             return min(left, right, key=len)
         return tuple(leaf for a in left for b in right for leaf in self._common(a, b))
 
-    def are_disjoint(self, node: OneOf) -> bool:
+    def _are_disjoint(self, node: OneOf) -> bool:
         """Tell whether provably no two options of a `oneOf` have a value in common."""
+        known = self._disjoint.get(id(node))
+        if known is None:
+            self._disjoint[id(node)] = False  # what it takes itself to prove is not proved
+            self._kept.append(node)
+            known = self._disjoint[id(node)] = self._find_disjoint(node)
+        return known
+
+    def _find_disjoint(self, node: OneOf) -> bool:
         spread = [self.leaves(option) for option in node.options]
         return not any(
             not self._is_empty(leaf, 0)
@@ -239,10 +252,6 @@ class Combiner:
             a.is_unique or b.is_unique,
             pointer=a.pointer,
         )
-
-    def is_empty(self, node: Node) -> bool:
-        """Tell whether a node provably has no value; False means only that no proof was found."""
-        return all(self._is_empty(leaf, _MAX_PROOF_DEPTH - 1) for leaf in self.leaves(node))
 
     def _is_empty(self, leaf: Leaf | AnyValue, depth: int) -> bool:
         if isinstance(leaf, AnyValue):

@@ -261,8 +261,7 @@ class _Lowering:
             case AnyOf(options):
                 return self._choice(options)
             case OneOf(options):
-                if not self._combiner.are_disjoint(node):
-                    self._combiner.inexact.add(node.pointer)
+                self._combiner.look_at(node)
                 return self._choice(options)
             case AllOf() | Not() | Conditional() | Unevaluated():
                 return self._choice(self._combiner.leaves(node))
@@ -296,12 +295,22 @@ class _Lowering:
             self._combiner.blame(node, "format")
         key = (node.min_length, node.max_length, node.patterns, node.formats)
         if key not in self._shared:
-            try:
-                expression = string(node, self._options.escapes)
-            except (GrammarSyntax, UnsupportedConstruct, GrammarTooLarge) as error:
-                raise located(error, f"{node.pointer}/pattern") from None
+            expression = self._string_expression(node)
             self._shared[key] = expression if expression is NOTHING else self._rule(lambda: expression, "string")
         return self._shared[key]
+
+    def _string_expression(self, node: String) -> Expression:
+        """Return the expression of a string, without its lengths where these take too large an automaton."""
+        try:
+            return string(node, self._options.escapes)
+        except GrammarTooLarge as error:
+            if node.min_length == 0 and node.max_length is None:
+                raise located(error, f"{node.pointer}/pattern") from None
+        except (GrammarSyntax, UnsupportedConstruct) as error:
+            raise located(error, f"{node.pointer}/pattern") from None
+        self._combiner.blame(node, "minLength")
+        self._combiner.blame(node, "maxLength")
+        return self._string_expression(String(0, None, node.patterns, node.formats, node.pointer))
 
     # Constants
 

@@ -174,7 +174,8 @@ class Obligations:
             case Number():
                 return f"{node.pointer}/multipleOf" in self._inexact
             case String():
-                return f"{node.pointer}/format" in self._inexact
+                names = ("format", "minLength", "maxLength")
+                return any(f"{node.pointer}/{name}" in self._inexact for name in names)
             case Array():
                 return self.is_inexact(node, "uniqueItems", "contains")
             case Object():
