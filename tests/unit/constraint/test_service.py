@@ -243,7 +243,7 @@ C = types_pb2.Constraint
     ("constraint", "kind"),
     [
         (C(json_schema="{"), GrammarSyntax),
-        (C(json_schema='{"uniqueItems": true}'), UnsupportedConstruct),
+        (C(json_schema='{"$ref": "urn:other"}'), UnsupportedConstruct),
         (C(json_schema="false"), UnsatisfiableGrammar),
         (C(lark="start: nothing"), GrammarSyntax),
         (C(regex="("), GrammarSyntax),
@@ -261,6 +261,10 @@ async def test_bad_constraints(served: Served, constraint: Any, kind: type[Servi
 async def test_limits_on_a_compile_are_named() -> None:
     async with Served(_settings(max_source_bytes=1500, max_compile_s=0.01), Worker()) as served:
         error = await _error_of(served.compile(types_pb2.Constraint(regex="x" * 2000)))
+        assert isinstance(error, GrammarTooLarge)
+        assert error.metadata == {"limit": "max_source_bytes", "value": "1500"}
+        documents = types_pb2.CompileOptions(documents={"urn:a": json.dumps("x" * 1500)})
+        error = await _error_of(served.compile(types_pb2.Constraint(json_schema="{}"), options=documents))
         assert isinstance(error, GrammarTooLarge)
         assert error.metadata == {"limit": "max_source_bytes", "value": "1500"}
         error = await _error_of(served.compile(types_pb2.Constraint(regex="([a-z]{1,200}|[0-9]{1,300}){1,500}")))
@@ -307,6 +311,14 @@ async def test_validation(served: Served) -> None:
     assert answer.violations[0].instance_pointer == "/이름"
     assert not (await validate(b"{")).is_valid
     assert not (await validate(b"\xff")).is_valid
+
+
+async def test_validation_takes_the_options(served: Served) -> None:
+    constraint = types_pb2.Constraint(json_schema='{"type": "string", "format": "date"}')
+    for mode, is_valid in ((types_pb2.FORMAT_ASSERT, False), (types_pb2.FORMAT_ANNOTATION, True)):
+        options = types_pb2.CompileOptions(format=mode)
+        request = pb.ValidateRequest(constraint=constraint, options=options, text=b'"x"')
+        assert (await served.stub.Validate(request)).is_valid == is_valid
 
 
 async def test_a_text_that_is_too_large() -> None:
