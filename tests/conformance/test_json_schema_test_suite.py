@@ -13,34 +13,39 @@ from pathlib import Path
 
 import pytest
 
-from services.constraint.sources import ConstraintSource, SourceOptions, build
+from services.constraint.sources import SourceOptions
+from services.constraint.sources.source import Draft
 from services.rpckit.status import UnsatisfiableGrammar, UnsupportedConstruct
-from tests.support.derivation import matches
+from tests.support.acceptance import accepts, matcher_of
 
 SUITE = Path(__file__).parent / "json_schema_test_suite"
 RATCHET = Path(__file__).parent / "ratchet.json"
-DRAFTS = {
-    "draft7": "http://json-schema.org/draft-07/schema#",
-    "draft2020-12": "https://json-schema.org/draft/2020-12/schema",
-}
+DRAFTS: dict[str, Draft] = {"draft7": 7, "draft2020-12": 2020}
 ORDER = ["wrongly accepted", "refused", "wrongly refused", "right"]
 
 
+def documents() -> tuple[tuple[str, str], ...]:
+    """Return the suite's remote documents by the URIs that it names them with."""
+    root = SUITE / "remotes"
+    return tuple(
+        (f"http://localhost:1234/{path.relative_to(root).as_posix()}", path.read_text())
+        for path in sorted(root.rglob("*.json"))
+    )
+
+
 def judge(draft: str, schema: object, instances: list[tuple[object, bool]]) -> list[str]:
-    if isinstance(schema, dict):
-        schema = {"$schema": DRAFTS[draft], **schema}
-    elif draft == "draft7":
-        schema = {"$schema": DRAFTS[draft], "allOf": [schema]}
-    source = ConstraintSource("json_schema", json.dumps(schema))
+    options = SourceOptions(
+        property_order="any", format="annotation", default_draft=DRAFTS[draft], documents=documents()
+    )
     try:
-        grammar = build(source, SourceOptions("bounded")).grammar
+        matcher = matcher_of(schema, options)
     except UnsupportedConstruct:
         return ["refused"] * len(instances)
     except UnsatisfiableGrammar:
         return ["wrongly refused" if is_valid else "right" for _, is_valid in instances]
     result = []
     for data, is_valid in instances:
-        is_accepted = matches(grammar, json.dumps(data, ensure_ascii=False).encode())
+        is_accepted = accepts(matcher, json.dumps(data, ensure_ascii=False).encode())
         result.append("right" if is_accepted == is_valid else "wrongly accepted" if is_accepted else "wrongly refused")
     return result
 

@@ -174,8 +174,7 @@ class Obligations:
             case Number():
                 return f"{node.pointer}/multipleOf" in self._inexact
             case String():
-                names = ("format", "minLength", "maxLength")
-                return any(f"{node.pointer}/{name}" in self._inexact for name in names)
+                return any(f"{node.pointer}/{name}" in self._inexact for name in ("format", "minLength", "maxLength"))
             case Array():
                 return self.is_inexact(node, "uniqueItems", "contains")
             case Object():

@@ -14,7 +14,7 @@ from typing import NoReturn, TypeAlias
 
 from services.constraint.sources.json_schema import keywords as kw
 from services.constraint.sources.json_schema.combine import common_number
-from services.constraint.sources.json_schema.document import MAX_SCHEMA_DEPTH, References, draft_of, step, too_deep
+from services.constraint.sources.json_schema.document import MAX_SCHEMA_DEPTH, draft_of, step, too_deep
 from services.constraint.sources.json_schema.formats import FORMATS, NUMBER_FORMATS
 from services.constraint.sources.json_schema.nodes import (
     ANY,
@@ -46,6 +46,7 @@ from services.constraint.sources.json_schema.nodes import (
     Unevaluated,
 )
 from services.constraint.sources.json_schema.numeric import Bound
+from services.constraint.sources.json_schema.references import References, Scope
 from services.constraint.sources.json_schema.strings import tree_of
 from services.constraint.sources.source import Enforcement, KeywordReport, SourceOptions
 from services.rpckit.status import GrammarSyntax, GrammarTooLarge, ServiceError, UnsupportedConstruct
@@ -113,25 +114,26 @@ class _Reader:
     def __init__(self, document: Json, options: SourceOptions) -> None:
         self._document = document
         self._options = options
-        self._draft = draft_of(document)
-        self._references = References(document, self._draft)
-        self._kinds = kw.KINDS[self._draft]
+        self._draft = draft_of(document, options.default_draft)
+        self._references = References(document, options)
+        self._scope: Scope | None = None  # None until it matters
         self._schema = Schema(ANY)
         self._reports: list[tuple[_Order, KeywordReport]] = []
         self._order: dict[str, _Order] = {}  # of each schema that was read, by its pointer
         self._depth = 0
-        self._waiting: list[str] = []
-        self._read_at: dict[str, Node] = {}
+        self._waiting: list[tuple[str, str, Scope]] = []  # target, its place and the scope that it is read in
+        self._targets: set[str] = set()
+        self._read_at: dict[tuple[str, Scope | None], Node] = {}
+        self._reported: set[str] = set()
         self._definitions: list[str] = []
 
     def read_document(self) -> Schema:
         self._schema.root = self.read(self._document, "", ())
         while self._waiting:
-            pointer = self._waiting.pop()
-            node = self._read_at.get(pointer)
-            if node is None:
-                node = self.read(self._references.get(pointer), pointer, self._references.order(pointer))
-            self._schema.targets[pointer] = node
+            target, place, self._scope = self._waiting.pop()
+            self._draft = self._references.draft_at(place)
+            node = self.read(self._references.get(place), place, self._references.order(place))
+            self._schema.targets[target] = node
         for pointer in self._definitions:
             self._report_unused(pointer)
         # Definitions are read when something refers to them, but reported where they stand.
@@ -141,17 +143,23 @@ class _Reader:
 
     # Reporting
 
+    def _report(self, order: _Order, line: KeywordReport) -> None:
+        # A schema may be read in several scopes.
+        if line.pointer not in self._reported:
+            self._reported.add(line.pointer)
+            self._reports.append((order, line))
+
     def _report_unused(self, pointer: str) -> None:
         """Report the definitions at a pointer of which nothing was read."""
         definitions = self._references.get(pointer)
         assert isinstance(definitions, dict)
         start = len(pointer) + 1
-        used = {read[start:].partition("/")[0] for read in self._read_at if read.startswith(f"{pointer}/")}
+        used = {read[start:].partition("/")[0] for read, _ in self._read_at if read.startswith(f"{pointer}/")}
         order = self._references.order(pointer)
         for index, name in enumerate(definitions):
             if step("", name)[1:] not in used:
                 report = KeywordReport(step(pointer, name), name, "annotation", "a definition that nothing refers to")
-                self._reports.append(((*order, index), report))
+                self._report((*order, index), report)
 
     def _refuse(self, pointer: str, keyword: str, why: str) -> NoReturn:
         at = step(pointer, keyword)
@@ -168,7 +176,7 @@ class _Reader:
 
     def read(self, schema: Json, pointer: str, order: _Order) -> Node:
         """Return the node of the schema at a pointer, which stands at `order` in the document."""
-        if (known := self._read_at.get(pointer)) is not None:
+        if (known := self._read_at.get((pointer, self._scope))) is not None:
             return known
         if schema is True:
             node: Node = ANY
@@ -179,14 +187,30 @@ class _Reader:
             if self._depth > MAX_SCHEMA_DEPTH:
                 raise too_deep(pointer)
             self._order[pointer] = order
-            node = self._read_object(schema, pointer)
+            if pointer and ("$id" in schema or "$schema" in schema):
+                node = self._read_resource(schema, pointer)
+            else:
+                node = self._read_object(schema, pointer)
             self._depth -= 1
         else:
             raise GrammarSyntax(
                 f"{pointer or 'the schema'}: a schema must be an object, true or false", pointer=pointer
             )
-        self._read_at[pointer] = node
+        self._read_at[pointer, self._scope] = node
         return node
+
+    def _read_resource(self, schema: dict[str, Json], pointer: str) -> Node:
+        """Read a schema that may have a draft of its own, and is a scope of its own."""
+        draft, scope = self._draft, self._scope
+        self._draft = self._references.draft_at(pointer)
+        if self._references.has_dynamic:
+            self._scope = self._references.entered(self._scope_at_root() if scope is None else scope, pointer)
+        node = self._read_object(schema, pointer)
+        self._draft, self._scope = draft, scope
+        return node
+
+    def _scope_at_root(self) -> Scope:
+        return self._references.entered((), "")
 
     def _read_object(self, schema: dict[str, Json], pointer: str) -> Node:
         if "$ref" in schema and self._draft <= 7:
@@ -194,9 +218,10 @@ class _Reader:
         order = self._order[pointer]
         groups: set[str] = set()
         kinds: set[str] = set()
+        known = kw.KINDS[self._draft]
         for index, keyword in enumerate(schema):
             report = _MASKED
-            kind = self._kinds.get(keyword)
+            kind = known.get(keyword)
             if kind is None:
                 report = ("annotation", kw.unknown_note(keyword))
             elif kind == "annotation":
@@ -212,10 +237,10 @@ class _Reader:
                 report = self._define(schema, pointer, keyword)
             elif kind == "unknown in this draft":
                 report = _UNKNOWN_IN_DRAFT
-            kinds.add(keyword if kind == "combining" else "")
+            elif kind == "combining":
+                kinds.add(keyword)
             at = step(pointer, keyword) if kind is None else f"{pointer}/{keyword}"
-            self._reports.append(((*order, index), KeywordReport(at, keyword, *report)))
-        kinds.discard("")
+            self._report((*order, index), KeywordReport(at, keyword, *report))
         base = self._read_types(schema, pointer, groups)
         return self._combine(schema, pointer, base, kinds) if kinds else base
 
@@ -254,18 +279,28 @@ class _Reader:
                 report = self._define(schema, pointer, keyword)
             else:
                 report = ("annotation", "beside $ref it says nothing up to draft 7")
-            self._reports.append(
-                ((*self._order[pointer], index), KeywordReport(step(pointer, keyword), keyword, *report))
-            )
+            self._report((*self._order[pointer], index), KeywordReport(step(pointer, keyword), keyword, *report))
         return self._read_ref(schema, pointer, "$ref")
 
     def _read_ref(self, schema: dict[str, Json], pointer: str, keyword: str) -> Ref:
         reference = schema[keyword]
         if not isinstance(reference, str):
             self._wrong(pointer, keyword, "a string")
-        target = self._references.resolve(reference, pointer)
-        if target not in self._schema.targets and target not in self._waiting:
-            self._waiting.append(target)
+        references, scope = self._references, self._scope
+        if scope is None:
+            scope = self._scope_at_root()
+        if keyword == "$dynamicRef":
+            place = references.resolve_dynamic(reference, pointer, scope)
+        elif keyword == "$recursiveRef":
+            place = references.resolve_recursive(reference, pointer, scope)
+        else:
+            place = references.resolve(reference, pointer)
+        scope = references.entered(scope, place)
+        # What a schema means depends on the scope only where there are dynamic references.
+        target = " in ".join((place, *scope)) if references.has_dynamic else place
+        if target not in self._targets:
+            self._targets.add(target)
+            self._waiting.append((target, place, scope))
         return Ref(target)
 
     def _read_types(self, schema: dict[str, Json], pointer: str, groups: set[str]) -> Node:
