@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from decimal import MAX_EMAX, Decimal, InvalidOperation
-from typing import NoReturn, TypeAlias
+from typing import NoReturn
 
 from services.constraint.sources.json_schema.keywords import DEFAULT_DRAFT, DRAFTS
 from services.constraint.sources.json_schema.nodes import Json

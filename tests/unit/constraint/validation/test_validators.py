@@ -97,3 +97,12 @@ async def test_the_pool_kills_what_hangs_and_serves_on() -> None:
         )
     finally:
         await pool.close()
+
+
+def test_documents_are_of_the_constraint() -> None:
+    source = ConstraintSource("json_schema", '{"items": {"$ref": "urn:a"}}')
+    options = SourceOptions(documents=(("urn:a", '{"type": "null"}'),))
+    assert validate(source, options, b"[null]") == []
+    assert validate(source, options, b"[1]")[0].instance_pointer == "/0"
+    with pytest.raises(UnsupportedConstruct, match=r"options\.documents"):
+        validate(source, SourceOptions(), b"[null]")
