@@ -28,6 +28,7 @@ import lark
 import referencing.jsonschema
 from jsonschema import validators
 from jsonschema.exceptions import ValidationError
+from jsonschema_specifications import REGISTRY  # type: ignore[import-untyped]
 from lark.exceptions import UnexpectedInput
 from referencing import Registry, Resource
 from referencing.exceptions import Unresolvable
@@ -159,16 +160,20 @@ def _refuse_constant(name: str) -> None:
 @lru_cache(maxsize=64)
 def _validator(schema_text: str, options: SourceOptions) -> Any:
     schema = document.parse(schema_text)
-    cls = _validator_class(document.draft_of(schema, options.default_draft))
-    return cls(
+    draft = document.draft_of(schema, options.default_draft)
+    resource = _SPECIFICATIONS[draft].create_resource(schema)
+    # A resource without a URI would be in no dynamic scope.
+    uri = resource.id() or "urn:the-schema"
+    return _validator_class(draft)(
         schema,
-        registry=_registry(options),
+        registry=Registry(),  # with the default one, the library would fetch
+        _resolver=_registry(options).with_resource(uri, resource).resolver(uri),
         format_checker=format_checker() if options.format == "assert" else None,
     )
 
 
 def _registry(options: SourceOptions) -> Any:
-    registry: Any = Registry()
+    registry: Any = REGISTRY
     for uri, text in options.documents:
         resource = Resource.from_contents(
             document.parse(text), default_specification=_SPECIFICATIONS[options.default_draft]
@@ -228,6 +233,9 @@ def _evolve(self: Any, **changes: Any) -> Any:
     """
     schema = changes.setdefault("schema", self.schema)
     resolver = changes.get("_resolver", self._resolver)
+    if resolver._base_uri != self._resolver._base_uri and resolver._previous is self._resolver._previous:
+        # A resource that was entered where it stands; `referencing` forgets the one around it.
+        resolver = changes["_resolver"] = self._resolver._evolve(resolver._base_uri)
     resource = resolver._registry.get(resolver._base_uri)
     if resource is not None:
         cls = _validator_class(_DRAFTS[resource._specification.name])

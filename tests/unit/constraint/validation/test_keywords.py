@@ -121,6 +121,20 @@ def test_recursive_references_skip_resources_without_an_anchor() -> None:
     assert not is_valid(schema, "[[1, 2]]")
 
 
+def test_dynamic_scopes_begin_at_the_schema_whether_it_has_a_uri_or_not() -> None:
+    tree = {"$id": "http://x/tree", "$dynamicAnchor": "node", "items": {"$dynamicRef": "#node"}}
+    strict = {"$dynamicAnchor": "node", "maxItems": 1}
+    for schema in (
+        {**strict, "$ref": "http://x/tree"},
+        {**strict, "$id": "http://x/strict", "$ref": "tree"},
+        {**strict, "$id": "http://x/strict", "allOf": [tree]},
+        {**strict, "allOf": [tree]},
+    ):
+        documents = () if "allOf" in schema else (("http://x/tree", json.dumps(tree)),)
+        assert is_valid(schema, "[[1]]", documents=documents)
+        assert not is_valid(schema, "[[1, 2]]", documents=documents)
+
+
 def test_documents_are_found_and_judged_by_their_drafts() -> None:
     documents = (
         ("urn:old", json.dumps({"$schema": DRAFT4, "maximum": 5, "exclusiveMaximum": True, "const": 1})),
