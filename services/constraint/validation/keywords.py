@@ -4,7 +4,7 @@
 - Patterns, also those of properties, mean what ECMA-262 says.
 - `uniqueItems` tells `[1]` from `[true]` wherever they stand; there the library relies on sorting.
 - `unevaluatedProperties` and `unevaluatedItems` follow the specification in draft 2019-09 too, where the library has
-  bugs; and what the schemas beside them evaluated is found with their own base URIs.
+  bugs.
 - `$recursiveRef` names the outermost schema with `$recursiveAnchor`, whatever lies between.
 """
 
@@ -16,7 +16,6 @@ from fractions import Fraction
 from typing import Any, TypeAlias
 
 from jsonschema.exceptions import ValidationError
-from referencing.jsonschema import DRAFT202012
 
 from services.constraint.validation.ecma import compiled
 
@@ -123,27 +122,21 @@ def _in_place(validator: Any, instance: Any, schema: dict[str, Any]) -> Iterator
             yield validator.evolve(schema=found.contents, _resolver=found.resolver)
     for keyword in ("allOf", "anyOf", "oneOf"):
         for each in schema.get(keyword, ()):
-            inner = _within(validator, each)
+            inner = validator.evolve(schema=each)
             if inner.is_valid(instance):
                 yield inner
     if "if" in schema:
-        condition = _within(validator, schema["if"])
+        condition = validator.evolve(schema=schema["if"])
         holds = condition.is_valid(instance)
         if holds:
             yield condition
         branch = "then" if holds else "else"
         if branch in schema:
-            yield _within(validator, schema[branch])
+            yield validator.evolve(schema=schema[branch])
     if isinstance(instance, dict):
         for name, each in schema.get("dependentSchemas", {}).items():
             if name in instance:
-                yield _within(validator, each)
-
-
-def _within(validator: Any, schema: Any) -> Any:
-    # Drafts 2019-09 and 2020-12 have `$id` alike.
-    resolver = validator._resolver.in_subresource(DRAFT202012.create_resource(schema))
-    return validator.evolve(schema=schema, _resolver=resolver)
+                yield validator.evolve(schema=each)
 
 
 def _evaluated_names(_: Any, instance: dict[str, Any], schema: dict[str, Any]) -> Iterable[str]:
@@ -162,7 +155,7 @@ def _evaluated_indexes(validator: Any, instance: list[Any], schema: dict[str, An
         return everything
     indexes = list(everything[: len(prefix)])
     if is_2020 and "contains" in schema:
-        contained = _within(validator, schema["contains"])
+        contained = validator.evolve(schema=schema["contains"])
         indexes += [index for index, item in enumerate(instance) if contained.is_valid(item)]
     return indexes
 

@@ -17,7 +17,7 @@ from services.constraint.sources.json_schema.document import draft_of, parse, st
 from services.constraint.sources.json_schema.keywords import SINCE, UNTIL
 from services.constraint.sources.json_schema.nodes import Json
 from services.constraint.sources.source import SourceOptions
-from services.rpckit.status import InvalidRequest, ServiceError, UnsupportedConstruct
+from services.rpckit.status import GrammarSyntax, InvalidRequest, ServiceError, UnsupportedConstruct
 
 Scope: TypeAlias = tuple[str, ...]
 
@@ -219,9 +219,9 @@ class _Index:
         draft = self.drafts[resource]
         if "$schema" in schema and place != resource and ("$id" in schema or "id" in schema):
             draft = draft_of(schema, draft, place)
-        identifier = schema.get("id" if draft == 4 else "$id")
+        identifier = _named(schema, "id" if draft == 4 else "$id", place)
         # Up to draft 7 an `$id` beside `$ref` has no meaning, and one that is a fragment is an anchor.
-        if isinstance(identifier, str) and not (draft <= 7 and "$ref" in schema):
+        if identifier is not None and not (draft <= 7 and "$ref" in schema):
             base = self.bases[resource]
             uri, fragment = _absolute(base, identifier)
             if uri != base:
@@ -230,15 +230,15 @@ class _Index:
             if fragment and draft <= 7:
                 self.anchors.setdefault((resource, fragment), place)
         if draft >= 2019:
-            anchor = schema.get("$anchor")
-            if isinstance(anchor, str):
+            anchor = _named(schema, "$anchor", place)
+            if anchor is not None:
                 self.anchors.setdefault((resource, anchor), place)
         if draft == 2019 and schema.get("$recursiveAnchor") is True and place == resource:
             self.recursive_anchors.add(resource)
             self.dynamic_resources.add(resource)
         if draft >= 2020:
-            anchor = schema.get("$dynamicAnchor")
-            if isinstance(anchor, str):
+            anchor = _named(schema, "$dynamicAnchor", place)
+            if anchor is not None:
                 self.anchors.setdefault((resource, anchor), place)
                 self.dynamic_anchors.setdefault((resource, anchor), place)
                 self.dynamic_resources.add(resource)
@@ -252,6 +252,17 @@ class _Index:
             reference = schema.get(keyword)
             if isinstance(reference, str) and not reference.startswith("#"):
                 self.referenced.append(_absolute(self.bases[resource], reference)[0])
+
+
+def _named(schema: dict[str, Json], keyword: str, place: str) -> str | None:
+    if keyword not in schema:
+        return None
+    name = schema[keyword]
+    if not isinstance(name, str):
+        raise GrammarSyntax(
+            f"{place}/{keyword}: {keyword} must be a string", keyword=keyword, pointer=f"{place}/{keyword}"
+        )
+    return name
 
 
 def _subschemas(schema: dict[str, Json], place: str, draft: int) -> Iterator[tuple[Json, str]]:

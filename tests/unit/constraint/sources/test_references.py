@@ -198,6 +198,13 @@ def test_a_bad_document_is_named() -> None:
     assert dialect.value.metadata["pointer"] == "urn:a#/$schema"
 
 
+@pytest.mark.parametrize("name", ["$id", "$anchor", "$dynamicAnchor"])
+def test_names_are_texts(name: str) -> None:
+    with pytest.raises(GrammarSyntax) as syntax:
+        references({"items": {name: 5}, "$ref": "#"}).resolve("#", "")
+    assert syntax.value.metadata["pointer"] == f"/items/{name}"
+
+
 def test_metaschemas_are_built_in() -> None:
     for draft in ("draft/2020-12", "draft/2019-09", "draft-07", "draft-06", "draft-04"):
         uri = f"http{'s' if '/' in draft else ''}://json-schema.org/{draft}/schema"

@@ -135,6 +135,18 @@ def test_dynamic_scopes_begin_at_the_schema_whether_it_has_a_uri_or_not() -> Non
         assert not is_valid(schema, "[[1, 2]]", documents=documents)
 
 
+@pytest.mark.parametrize("draft", [4, 6, 7, 2019, 2020])
+def test_references_are_resolved_within_every_keyword(draft: int) -> None:
+    inner = {"id" if draft == 4 else "$id": "inner/", "definitions": {"a": {"enum": [1]}}, "properties": {}}
+    inner["properties"] = {"x": {"$ref": "#/definitions/a"}}
+    for schema in ({"oneOf": [{"enum": [0]}, inner]}, {"not": {"not": inner}}, {"allOf": [{"anyOf": [inner]}]}):
+        assert is_valid(schema, '{"x": 1}', default_draft=draft)
+        assert not is_valid(schema, '{"x": 2}', default_draft=draft)
+    if draft >= 6:
+        assert is_valid({"contains": inner}, '[{"x": 1}]', default_draft=draft)
+        assert not is_valid({"contains": inner}, '[{"x": 2}]', default_draft=draft)
+
+
 def test_documents_are_found_and_judged_by_their_drafts() -> None:
     documents = (
         ("urn:old", json.dumps({"$schema": DRAFT4, "maximum": 5, "exclusiveMaximum": True, "const": 1})),
