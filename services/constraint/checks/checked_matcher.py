@@ -1,7 +1,7 @@
 """A matcher whose masks leave out what the checks refuse.
 
-A state is a number that stands for a state of the grammar's matcher and a `Progress` of the checks. The same tokens
-lead to the same number for as long as it is remembered.
+A state is a number that stands for a state of the grammar's matcher and a `Progress` of the checks, by value: whatever
+led there, equal ones have the same number for as long as it is remembered.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Bitmask: TypeAlias = npt.NDArray[np.int32]
 # States of one grammar that are remembered; beyond it the older half is forgotten.
 _MAX_STATES: Final = 200_000
 # About what a state takes, in bytes.
-_STATE_BYTES: Final = 600
+_STATE_BYTES: Final = 1000
 
 
 class CheckedMatcher:
@@ -61,6 +61,7 @@ class CheckedMatcher:
         self._lock = threading.Lock()
         self._states: dict[int, tuple[int, Progress]] = {0: (matcher.start, checks.start)}
         self._next: dict[tuple[int, int], int] = {}  # (state, token) -> state
+        self._number_of: dict[tuple[object, ...], int] = {}
         self._num_made = 1
         self._longest: dict[bytes, int] = {}  # of the rest of a key: the most of its bytes that a token spells
         self.start: Final = 0
@@ -145,7 +146,7 @@ class CheckedMatcher:
             bitmask.flags.writeable = False
             if first is not None and not bitmask[first >> 5] >> (first & 31) & 1:
                 first = self._any_token(bitmask)
-            is_accepting = guidance.is_accepting and self._checks.may_end(progress)
+            is_accepting = self._matcher.is_accepting(inner) and self._checks.may_end(progress)
             num_allowed = int(np.bitwise_count(bitmask.view(np.uint32)).sum())
             return Guidance(
                 state,
@@ -189,11 +190,14 @@ class CheckedMatcher:
         further = self._checks.feed(progress, text)
         if further is None:
             raise TokenRejected("a check refuses the token")
-        if len(self._states) >= _MAX_STATES:
-            self._forget()
-        number = self._num_made
-        self._num_made += 1
-        self._states[number] = behind, further
+        value = (behind, *self._checks.value_of(further))
+        number = self._number_of.get(value)
+        if number is None:
+            if len(self._states) >= _MAX_STATES:
+                self._forget()
+            number = self._number_of[value] = self._num_made
+            self._num_made += 1
+            self._states[number] = behind, further
         self._next[state, token_id] = number
         return number
 
@@ -202,6 +206,7 @@ class CheckedMatcher:
         kept = list(self._states.items())[len(self._states) // 2 :]
         self._states = {0: self._states[0], **dict(kept)}
         self._next = {key: state for key, state in self._next.items() if state in self._states}
+        self._number_of = {value: state for value, state in self._number_of.items() if state in self._states}
 
     # Refusing
 
@@ -228,6 +233,9 @@ class CheckedMatcher:
             text = self._vocabulary.token_bytes[token_id]
             if text is not None and checks.feed(progress, text) is None:
                 _clear(row, token_id)
+        is_stuck = place is Place.AFTER and situation.behind.may_close is not True
+        if is_stuck and not (row & ~self._classes.spaces).any():
+            row[:] = 0  # white space leads nowhere else
 
     def _situation(self, progress: Progress) -> Situation:
         checks, frame, place = self._checks, progress.frame, progress.place

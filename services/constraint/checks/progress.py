@@ -96,21 +96,26 @@ UNKNOWN: Final = Outlook(None, None, None, None, may_refuse_outer=True)
 class Frame:
     """A container and what is in it so far: `members` or `values`, which are whole only where it keeps values."""
 
-    __slots__ = ("container", "members", "num_items", "remembered", "values")
+    __slots__ = ("container", "members", "num_items", "number", "remembered", "values")
 
-    def __init__(self, container: Container, members: dict[str, Value], values: list[Value], num_items: int) -> None:
+    def __init__(
+        self, container: Container, members: dict[str, Value], values: list[Value], num_items: int, number: int
+    ) -> None:
+        """Take the contents; frames that are equal, and in the same place, have the same `number`."""
+        self.number = number
         self.container = container
         self.members = members
         self.values = values
         self.num_items = num_items
         self.remembered: dict[object, Any] = {}
 
-    def with_value(self, value: Value, key: str | None) -> Frame:
+    def with_value(self, value: Value, key: str | None, number: int = 0) -> Frame:
         """Return the frame with one more item, or a member where `key` is given."""
         container, num_items = self.container, self.num_items + 1
         if key is not None:
-            return Frame(container, {**self.members, key: value}, self.values, num_items)
-        return Frame(container, self.members, [*self.values, value] if container.keeps_values else [], num_items)
+            return Frame(container, {**self.members, key: value}, self.values, num_items, number)
+        values = [*self.values, value] if container.keeps_values else []
+        return Frame(container, self.members, values, num_items, number)
 
     @property
     def contents(self) -> dict[str, Value] | list[Value]:
@@ -139,6 +144,7 @@ class JsonChecks:
     def __init__(self, obligations: Obligations) -> None:
         self._obligations = obligations
         self._evaluator = obligations.evaluator
+        self._numbers: dict[tuple[object, ...], int] = {}
         self.start: Final = Progress(None, Place.VALUE, nodes=obligations.of_root())
 
     def feed(self, progress: Progress, data: bytes) -> Progress | None:
@@ -167,8 +173,23 @@ class JsonChecks:
         return True
 
     def is_settled(self, progress: Progress) -> bool:
-        """Tell whether no check is pending: nothing of the text will have to be taken back."""
-        return not progress.nodes and (progress.frame is None or not progress.frame.container.is_checked)
+        """Tell whether no check is pending: nothing of the text will have to be taken back.
+
+        A member that was begun may turn out to have no value, so its key is pending already.
+        """
+        if progress.nodes:
+            return False
+        if progress.frame is None:
+            return True
+        container = progress.frame.container
+        is_begun = progress.place in (Place.KEY, Place.IN_KEY, Place.COLON)
+        return not container.is_checked and not (is_begun and container.objects)
+
+    def value_of(self, progress: Progress) -> tuple[object, ...]:
+        """Return what is equal for places of which the same may follow."""
+        frame = progress.frame
+        number = 0 if frame is None else frame.number
+        return progress.place, progress.text, progress.key, number, tuple(map(id, progress.nodes))
 
     # What may follow
 
@@ -345,7 +366,9 @@ class JsonChecks:
             identified = identity(value)
             if any(identity(other) == identified for other in frame.values):
                 return None
-        behind = frame.with_value(value, key if container.is_object else None)
+        name = key if container.is_object else None
+        kept = identity(value) if container.keeps_values else None
+        behind = frame.with_value(value, name, self._number((frame.number, name, kept)))
         if container.early_wholes and behind.num_items <= _MAX_EARLY:
             contents = Open(behind.contents, frame.contents)
             if any(self._evaluator.holds(node, contents) is False for node in container.early_wholes):
@@ -355,10 +378,15 @@ class JsonChecks:
     def _open(self, progress: Progress, *, is_object: bool) -> Progress:
         nodes = self._obligations.of_kind(progress.nodes, dict if is_object else list)
         container = self._container(progress.frame, progress.key, nodes, is_object=is_object)
-        frame = Frame(container, {}, [], 0)
+        outer = 0 if progress.frame is None else progress.frame.number
+        number = self._number((outer, progress.key, is_object, tuple(map(id, nodes))))
+        frame = Frame(container, {}, [], 0, number)
         if is_object:
             return Progress(frame, Place.KEY)
         return Progress(frame, Place.VALUE, nodes=self._obligations.of_item(container.arrays, 0))
+
+    def _number(self, value: tuple[object, ...]) -> int:
+        return self._numbers.setdefault(value, len(self._numbers) + 1)
 
     def _container(
         self, parent: Frame | None, key: str | None, nodes: tuple[Node, ...], *, is_object: bool

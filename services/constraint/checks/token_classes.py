@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from services.constraint.core.compiling import compiled
 from services.constraint.core.engine import TokenTrie
+from services.vocabulary import bitmask_words
 
 Int32s = npt.NDArray[np.int32]
 Actions = npt.NDArray[np.uint8]
@@ -85,14 +86,30 @@ class TokenClasses:
         for start in Start:
             self.of(start)
             self.of(start).sift(np.zeros(0, np.uint8), self._found)
-        _ = self.whole_strings
+        _ = self.whole_strings, self.spaces
 
     def of(self, start: Start) -> ClassTable:
         """Return the classes of the tokens that begin at a place."""
         table = self._tables.get(start)
         if table is None:
-            table = self._tables[start] = ClassTable(self._texts, start, self._found)
+            texts = self._texts if start not in _SCALARS else [*self._texts, *self._spaces_behind_scalars]
+            table = self._tables[start] = ClassTable(texts, start, self._found)
         return table
+
+    @cached_property
+    def spaces(self) -> Int32s:
+        """The bitmask (words,) of the tokens that are white space alone."""
+        bitmask = np.zeros(bitmask_words(len(self._token_bytes)), np.int32)
+        for token_id, text in enumerate(self._token_bytes):
+            if text and _SPACE.issuperset(text):
+                bitmask[token_id >> 5] |= np.uint32(1 << (token_id & 31)).astype(np.int32)
+        return bitmask
+
+    @cached_property
+    def _spaces_behind_scalars(self) -> list[tuple[int, bytes]]:
+        """The tokens that end a number or a literal by white space."""
+        pattern = re.compile(rb"[-+.0-9A-Za-z]*[ \t\n\r]+")
+        return [(i, text) for i, text in enumerate(self._token_bytes) if text and pattern.fullmatch(text)]
 
     @cached_property
     def whole_strings(self) -> frozenset[str]:

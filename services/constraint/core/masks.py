@@ -16,11 +16,13 @@ The mask of a configuration is the union over its items, so each item may go its
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 import numpy.typing as npt
 
 from services.constraint.core.compiling import compiled
-from services.constraint.core.interning import intern_configuration
+from services.constraint.core.interning import intern_configuration, intern_node
 from services.constraint.core.kernel import accept_token, transition
 from services.constraint.core.pointers import row_at
 from services.constraint.core.spans import NUM_COUNTED_ROWS, span_table
@@ -50,6 +52,9 @@ from services.constraint.core.tables import (
     trie_arrays,
     vocabulary_arrays,
 )
+
+# Noting where two configurations part takes about as long as a walk takes over this many nodes.
+_NODES_PER_NOTE: Final = 32
 
 
 @compiled
@@ -99,6 +104,11 @@ def _new_mask(memory: int, configuration: int, base: int, base_row: int) -> int:
 @compiled
 def _set(row: Int32s, token_id: int) -> None:
     row[token_id >> 5] |= np.int32(1) << np.int32(token_id & 31)
+
+
+@compiled
+def _clear(row: Int32s, token_id: int) -> None:
+    row[token_id >> 5] &= ~(np.int32(1) << np.int32(token_id & 31))
 
 
 @compiled
@@ -212,6 +222,15 @@ def _fill_span(memory: int, state: int, node: int, is_first: bool, row: Int32s) 
             behind = transition(memory, behind, i64(byte))
             if behind < 0:
                 return behind
+    if t.is_counted[0] == 1:
+        # What goes on with the span has counted the units.
+        frame = i64(a.node_start[node])
+        ret, count = i64(a.frame_return[frame]), i64(a.frame_count[frame]) + needed
+        w.frame_return[0], w.frame_parent[0] = ret, a.frame_parent[frame]
+        w.frame_count[0] = min(count, i64(g.count_minimum[ret])) if g.count_maximum[ret] < 0 else count
+        node = intern_node(memory, w.frame_return, w.frame_count, w.frame_parent, i64(1))
+        if node < 0:
+            return node
     is_clear = _is_clear(memory, state, node, behind)
     if t.is_counted[0] == 1 and not is_clear:
         return 0
@@ -231,7 +250,10 @@ def _fill_span(memory: int, state: int, node: int, is_first: bool, row: Int32s) 
 
 @compiled
 def _is_clear(memory: int, state: int, node: int, behind: int) -> bool:
-    """Tell whether no byte that follows a span, in `behind`, could also go on with it: tokens leave it in one way."""
+    """Tell whether no byte that follows a span, in `behind`, could also go on with it: tokens leave it in one way.
+
+    What does go on with it there has the stack `node`.
+    """
     g, a, s = tables(memory), arena(memory), span_arrays(memory)
     t = span_table(s.address[s.state_span[state] - 1])
     for item in range(a.configuration_start[behind], a.configuration_start[behind + 1]):
@@ -261,20 +283,15 @@ def _without_span(memory: int, state: int, node: int, behind: int) -> int:
 
 @compiled
 def _is_in_loop(memory: int, state: int, node: int, other_state: int, other_node: int) -> bool:
-    """Tell whether another item goes on with the same span."""
-    a, s = arena(memory), span_arrays(memory)
-    if s.state_span[other_state] == 0 or s.state_loop[other_state] != s.state_loop[state]:
+    """Tell whether an item behind the end of a span goes on with it, with the stack `node`.
+
+    Others may be in the same automaton: in another place, or as a call from elsewhere.
+    """
+    s = span_arrays(memory)
+    if other_node != node or s.state_span[other_state] == 0:
         return False
-    if other_node == node:
-        return True
-    # A counted span: the count has gone on, the rest of the frame is the same.
-    frame, other = a.node_start[node], a.node_start[other_node]
-    return bool(
-        a.node_start[node + 1] - frame == 1
-        and a.node_start[other_node + 1] - other == 1
-        and a.frame_return[frame] == a.frame_return[other]
-        and a.frame_parent[frame] == a.frame_parent[other]
-    )
+    t = span_table(s.address[s.state_span[state] - 1])
+    return bool(s.state_loop[other_state] == s.state_loop[state] and s.state_place[other_state] == t.end_place[0])
 
 
 @compiled
@@ -338,41 +355,59 @@ def _note_differences(memory: int, configuration: int, base: int, level: int) ->
 
 @compiled
 def _walk_difference(memory: int, configuration: int, base: int, row: Int32s) -> int:
-    """Make the mask of `base` that of `configuration`: visit the tokens on whose way the two are not the same."""
-    w, t = scratch(memory), trie_arrays(vocabulary_arrays(memory).trie[0])
+    """Make the mask of `base` that of `configuration`: visit the tokens on whose way the two are not the same.
+
+    The bytes on which two configurations part are noted once per depth, for all further nodes there to which the same
+    two lead: in a loop, nearly all. Where they change so often that noting them takes as long as a walk, it walks.
+    """
+    g, a, w, t = tables(memory), arena(memory), scratch(memory), trie_arrays(vocabulary_arrays(memory).trie[0])
+    num_classes = a.sizes[NUM_CLASSES]
     w.path[0], w.base_path[0] = configuration, base
     code = _note_differences(memory, configuration, base, i64(0))
     if code < 0:
         return code
-    i = i64(0)
+    num_levels = i64(1)  # that have been noted; each for the two on the paths
     n = len(t.byte)
+    notes_left = n // _NODES_PER_NOTE
+    i = i64(0)
     while i < n:
         depth = i64(t.depth[i])
         byte = i64(t.byte[i])
         if w.differs[256 * depth + byte] == 0:
             i = i64(t.end[i])
             continue
-        mine = transition(memory, i64(w.path[depth]), byte)
-        if mine < 0:
-            return mine
-        other = transition(memory, i64(w.base_path[depth]), byte)
-        if other < 0:
-            return other
+        mine = i64(a.transitions[w.path[depth] * num_classes + g.byte_class[byte]])
+        if mine == UNKNOWN:
+            mine = transition(memory, i64(w.path[depth]), byte)
+            if mine < 0:
+                return mine
+        other = i64(a.transitions[w.base_path[depth] * num_classes + g.byte_class[byte]])
+        if other == UNKNOWN:
+            other = transition(memory, i64(w.base_path[depth]), byte)
+            if other < 0:
+                return other
         if mine == other:
             i = i64(t.end[i])
             continue
-        w.path[depth + 1], w.base_path[depth + 1] = mine, other
+        if mine == DEAD:
+            for j in range(t.token_start[i], t.token_start[t.end[i]]):
+                _clear(row, i64(t.token_id[j]))
+            i = i64(t.end[i])
+            continue
         for j in range(t.token_start[i], t.token_start[i + 1]):
-            token_id = i64(t.token_id[j])
-            bit = np.int32(1) << np.int32(token_id & 31)
-            if mine == DEAD:
-                row[token_id >> 5] &= ~bit
-            else:
-                row[token_id >> 5] |= bit
-        code = _note_differences(memory, mine, other, depth + 1)
+            _set(row, i64(t.token_id[j]))
+        i += 1
+        level = depth + 1
+        if i == t.end[i - 1] or (level < num_levels and w.path[level] == mine and w.base_path[level] == other):
+            continue
+        if notes_left == 0:
+            return _fill(memory, configuration, row)
+        notes_left -= 1
+        w.path[level], w.base_path[level] = mine, other
+        num_levels = max(num_levels, level + 1)
+        code = _note_differences(memory, mine, other, level)
         if code < 0:
             return code
-        i += 1
     return 0
 
 

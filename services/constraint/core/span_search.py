@@ -1,8 +1,8 @@
 """Finds the spans of a grammar in its tables.
 
-A loop is a state from which every way leads back to it; a counted loop is a rule that a counting state repeats; a short
-rule is a span where the vocabulary knows it already. All must be deterministic and call nothing. `spans.py` says what a
-span is for.
+A loop is a state from which every way leads back to it, and to the same other states beside it; a counted loop is a
+rule that a counting state repeats; a short rule is a span where the vocabulary knows it already. All must be
+deterministic and call nothing. `spans.py` says what a span is for.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class GrammarSpans:
         state_span = np.zeros(num_states, np.int32)
         state_span[self._states] = np.arange(1, len(self._states) + 1)
         self.arrays = SpanArrays(
-            state_span, loop, np.zeros(max(1, len(self._states)), np.int64), *_differences(memory, num_states)
+            state_span, loop, place, np.zeros(max(1, len(self._states)), np.int64), *_differences(memory, num_states)
         )
         self._taken: dict[int, MadeTable] = {}
         self._take_what_is_known()
@@ -94,7 +94,8 @@ class GrammarSpans:
 def _lead(memory: int, state: int, loop: int, kind: int) -> tuple[int, int]:
     """Return where an edge into `state` leads inside a span (_TO_END ...), and the state in which it goes on.
 
-    `loop` is the state in which the next unit begins, or -1 where the span is a rule.
+    `loop` is the state in which the next unit begins, or -1 where the span is a rule. At an end of a unit, what is
+    returned as the state is `loop` where nothing but that follows, else `state`: equal where equal things follow.
     """
     g, w = tables(memory), scratch(memory)
     w.worklist[0] = state
@@ -102,13 +103,15 @@ def _lead(memory: int, state: int, loop: int, kind: int) -> tuple[int, int]:
     place = i64(-1)
     ends = False
     is_out = False
+    comes_back = False
     for _ in range(_MAX_EPSILONS):
         if todo == 0:
             break
         todo -= 1
         at = i64(w.worklist[todo])
         if at == loop:
-            return i64(_TO_END), at
+            comes_back = True
+            continue
         if g.count_minimum[at] >= 0 or g.call_start[at] < g.call_start[at + 1]:
             is_out = True
         if g.is_accepting[at] == 1:
@@ -121,6 +124,9 @@ def _lead(memory: int, state: int, loop: int, kind: int) -> tuple[int, int]:
                 return i64(_OUT), at
             w.worklist[todo] = g.epsilon_target[epsilon]
             todo += 1
+    if comes_back and todo == 0:
+        has_more = place >= 0 or ends or is_out
+        return i64(_TO_END), state if has_more else loop
     if todo > 0 or is_out:
         return i64(_OUT), state
     if place < 0:
@@ -131,12 +137,24 @@ def _lead(memory: int, state: int, loop: int, kind: int) -> tuple[int, int]:
 
 
 @compiled
+def _end_of_unit(memory: int, loop: int) -> int:
+    """Return the end (as of `_lead`) to which one byte leads from the beginning of a loop, -1 where none does."""
+    g = tables(memory)
+    for edge in range(g.edge_start[loop], g.edge_start[loop + 1]):
+        lead, end = _lead(memory, i64(g.edge_target[edge]), loop, i64(LOOP))
+        if lead == _TO_END:
+            return end
+    return i64(-1)
+
+
+@compiled
 def _places(memory: int, entry: int, loop: int, kind: int, limit: int, found: Int32s) -> int:
     """Write the states of the span that begins in `entry` to `found`, breadth first, and return how many: 0 for none.
 
-    A span is deterministic, and every way in it leads to its end.
+    A span is deterministic, every way in it leads to its end, and the same follows wherever a unit ends.
     """
     g = tables(memory)
+    end = _end_of_unit(memory, loop) if loop >= 0 else i64(-1)
     found[0] = entry
     n = i64(1)
     at = i64(0)
@@ -149,7 +167,7 @@ def _places(memory: int, entry: int, loop: int, kind: int, limit: int, found: In
                 return i64(0)
             next_low = i64(g.edge_high[edge]) + 1
             lead, target = _lead(memory, i64(g.edge_target[edge]), loop, kind)
-            if lead == _OUT:
+            if lead == _OUT or (loop >= 0 and lead == _TO_END and target != end):
                 return i64(0)
             # A place may end or not, however it was reached.
             if kind == RULE and lead != _TO_END and _lead(memory, target, loop, kind)[0] != lead:
@@ -201,16 +219,6 @@ def _num_first_bytes(memory: int, state: int) -> int:
 
 
 @compiled
-def _comes_back(memory: int, state: int) -> bool:
-    """Tell whether some byte leads from a state to itself: in a loop, some character is one byte."""
-    g = tables(memory)
-    for edge in range(g.edge_start[state], g.edge_start[state + 1]):
-        if _lead(memory, i64(g.edge_target[edge]), state, i64(LOOP))[0] == _TO_END:
-            return True
-    return False
-
-
-@compiled
 def _entry_of_rule(memory: int, rule: int) -> int:
     """Return the one state in which a rule reads its first byte, or -1."""
     g = tables(memory)
@@ -244,7 +252,7 @@ def _find_loops(memory: int, num_states: int, limit: int, fewest: int) -> tuple[
             place[state] < 0
             and g.call_start[state] == g.call_start[state + 1]
             and _num_first_bytes(memory, i64(state)) >= fewest
-            and _comes_back(memory, i64(state))
+            and _end_of_unit(memory, i64(state)) >= 0
         ):
             for number in range(_places(memory, i64(state), i64(state), i64(LOOP), limit, found)):
                 if place[found[number]] < 0:

@@ -57,6 +57,7 @@ class SpanTable(NamedTuple):
     most_completed: Int64s  # (1,) by any token that does not
     going_on: Int32s  # (257,) how many bytes below each one go on where the span may end
     word: Uint8s  # shortest way from the place to an end
+    end_place: Int64s  # (1,) to which `word` leads
     unit: Uint8s  # shortest unit
     inside: Int32s  # (1 + NUM_COUNTED_ROWS or 1, words) all tokens that stay inside; those that begin at most 1, 2, …
     long_token: Int32s  # those that begin more than NUM_COUNTED_ROWS units, fewest first
@@ -169,13 +170,15 @@ class VocabularySpans:
         exits_trie = self._trie_of(starts[order], ends[order], exit_token[order], exit_completed[order])
         going_on = np.zeros(257, np.int32)
         np.cumsum((following[may_end == 1] != _BROKEN).any(axis=0), out=going_on[1:])
+        word, end_place = _shortest(following, may_end, place)
         table = SpanTable(
             is_counted=np.array([is_counted], np.int64),
             most_begun=np.array([inside_begun.max(initial=1)], np.int64),
             most_completed=np.array([most_completed], np.int64),
             going_on=going_on,
-            word=_shortest(following, may_end, place),
-            unit=_shortest(following, may_end, 0),
+            word=word,
+            end_place=np.array([end_place], np.int64),
+            unit=_shortest(following, may_end, 0)[0],
             inside=rows.reshape(-1),
             long_token=inside_id[is_long],
             long_begun=inside_begun[is_long],
@@ -199,8 +202,8 @@ class VocabularySpans:
         return pointers
 
 
-def _shortest(following: npt.NDArray[np.int16], may_end: Uint8s, place: int) -> Uint8s:
-    """Return the fewest bytes, but one at least, from a place to an end, printable ones first."""
+def _shortest(following: npt.NDArray[np.int16], may_end: Uint8s, place: int) -> tuple[Uint8s, int]:
+    """Return the fewest bytes, but one at least, from a place to an end, printable ones first, and the place there."""
     printable = [*range(0x61, 0x7B), *range(0x30, 0x3A), *range(0x20, 0x7F), *range(256)]
     words = [(place, b"")]
     reached = {place}
@@ -208,11 +211,11 @@ def _shortest(following: npt.NDArray[np.int16], may_end: Uint8s, place: int) -> 
         for byte in printable:
             target = int(following[at, byte])
             if target != _BROKEN and may_end[target]:
-                return np.frombuffer(word + bytes([byte]), np.uint8).copy()
+                return np.frombuffer(word + bytes([byte]), np.uint8).copy(), target
             if target != _BROKEN and target not in reached:
                 reached.add(target)
                 words.append((target, word + bytes([byte])))
-    return np.zeros(0, np.uint8)  # an end that nothing follows
+    return np.zeros(0, np.uint8), place  # an end that nothing follows
 
 
 @compiled

@@ -171,6 +171,7 @@ class SpanArrays(NamedTuple):
 
     state_span: Int32s  # (S,) 1 + the span that the state is in, else 0
     state_loop: Int32s  # (S,) the state in which a further unit of that span begins
+    state_place: Int32s  # (S,) the place in that span, -1 outside
     address: Int64s  # (spans,) of each span's own pointer table
     difference_start: Int32s  # (S + 1,)
     difference: Uint8s  # the bytes on which each state and its base part

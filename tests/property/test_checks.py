@@ -1,0 +1,115 @@
+"""Checks beside masks: random walks end in valid texts, valid texts are accepted, masks and steps agree."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from services.constraint.core.engine import TERMINATED, TokenTrie
+from services.constraint.sources import ConstraintSource, SourceOptions
+from services.constraint.validation.validators import validate
+from services.rpckit.status import ServiceError, TokenRejected
+from services.vocabulary import allowed_token_ids, bitmask_words
+from tests.support.acceptance import accepts, matcher_of
+from tests.support.checked_schemas import instances, schemas
+from tests.support.grammars import vocabulary
+
+# Tokens of several bytes that end, close and go on: what masks must see through.
+MERGES = (
+    ("a", "b"),
+    ('"', ","),
+    ('"', ":"),
+    ('",', '"'),
+    ("]", ","),
+    ("}", ","),
+    ("]", "}"),
+    ("}", "]"),
+    ("}", "}"),
+    ("]", "]"),
+    ("1", ","),
+    ("1", "]"),
+    ("1", "}"),
+    ('"', "a"),
+    ('"a', '"'),
+    ('"a"', ":"),
+    ('"', "]"),
+    ('"', "}"),
+    ('"', '"'),
+    ("[", "]"),
+    ("{", "}"),
+    ("[", "1"),
+    ("a", '"'),
+    ('a"', ","),
+    ('a"', "]"),
+    (",", "1"),
+    (",", '"'),
+)
+TRIE = TokenTrie(vocabulary(MERGES))
+OPTIONS = st.builds(
+    SourceOptions,
+    whitespace=st.sampled_from(["compact", "bounded"]),
+    property_order=st.sampled_from(["schema", "any"]),
+)
+
+
+def walk(matcher: Any, rng: random.Random, max_tokens: int = 80) -> tuple[bytes, bool]:
+    """Follow the masks at random; return the text, and whether it was ended."""
+    token_bytes, eos = TRIE.vocabulary.token_bytes, TRIE.vocabulary.eos_token_ids
+    row = np.zeros(bitmask_words(TRIE.vocabulary.vocab_size), np.int32)
+    state, text = matcher.start, b""
+    for _ in range(max_tokens):
+        matcher.fill_bitmask(state, row)
+        allowed = allowed_token_ids(row, TRIE.vocabulary.vocab_size).tolist()
+        refused = [token for token, spelled in enumerate(token_bytes) if spelled and token not in allowed]
+        for token in rng.sample(refused, min(3, len(refused))):
+            with pytest.raises(TokenRejected):
+                matcher.accept(state, [token])
+        assert matcher.is_accepting(state) == any(token in eos for token in allowed)
+        if not allowed:
+            return text, False  # a dead end
+        ends = [token for token in allowed if token in eos]
+        token = ends[0] if ends and rng.random() < 0.5 else rng.choice(allowed)
+        state = matcher.accept(state, [token])
+        if state == TERMINATED:
+            return text, True
+        text += token_bytes[token] or b""
+    return text, False
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(schema=schemas(), options=OPTIONS, seed=st.integers(0, 1 << 30))
+def test_walks_that_end_are_valid(schema: Any, options: SourceOptions, seed: int) -> None:
+    try:
+        matcher = matcher_of(schema, options, TRIE)
+    except ServiceError:
+        return
+    source = ConstraintSource("json_schema", json.dumps(schema))
+    rng = random.Random(seed)
+    for _ in range(6):
+        text, has_ended = walk(matcher, rng)
+        if has_ended:
+            assert validate(source, options, text) == []
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data(), schema=schemas(), seed=st.integers(0, 1 << 30))
+def test_texts_are_judged_as_the_validator_does(data: st.DataObject, schema: Any, seed: int) -> None:
+    options = SourceOptions(property_order="any")
+    source = ConstraintSource("json_schema", json.dumps(schema))
+    values = [data.draw(instances()) for _ in range(8)]
+    expected = [jsonschema.Draft202012Validator(schema).is_valid(value) for value in values]
+    try:
+        matcher = matcher_of(schema, options)
+    except ServiceError:
+        assert not any(expected)
+        return
+    for value, is_valid in zip(values, expected, strict=True):
+        text = json.dumps(value, ensure_ascii=False).encode()
+        assert accepts(matcher, text) == is_valid, (value, validate(source, options, text))
