@@ -75,6 +75,8 @@ def vocabularies() -> st.SearchStrategy[Any]:
     return words.map(make)
 
 
+EARLY, LATE = ByteRange(0x61, 0x6D), ByteRange(0x6E, 0x7A)
+LETTER, CAPITAL = ByteRange(0x61, 0x7A), ByteRange(0x41, 0x5A)
 # Some are loops over single bytes, some over characters of several, one repeats what follows it.
 CHARACTERS = st.sampled_from(
     [
@@ -102,9 +104,21 @@ SPACE = Alternation(
 )
 
 
+def units() -> st.SearchStrategy[Expression]:
+    """Loop bodies of several ways, some with one more piece before or behind that may be missing."""
+    piece = st.sampled_from([Bytes(b"-"), Bytes(b"-n"), Bytes(b"0"), Bytes("é".encode()), ByteRange(0x61, 0x62)])
+    letters = st.sampled_from([EARLY, LATE, LETTER, CAPITAL])
+    way = st.one_of(
+        letters,
+        st.builds(lambda letter, tail: Sequence((letter, optional(tail))), letters, piece),
+        st.builds(lambda letter, head: Sequence((optional(head), letter)), letters, piece),
+    )
+    return st.lists(way, min_size=1, max_size=3).map(lambda ways: Alternation(tuple(ways)))
+
+
 def expressions() -> st.SearchStrategy[Expression]:
-    """Loops with what may follow them, keys but some names, white space, calls from several places."""
-    loop = st.builds(lambda body, counts: Repeat(body, *counts), CHARACTERS, COUNTS)
+    """Loops with what may follow them, loops in loops, keys but some names, white space, calls from several places."""
+    loop = st.builds(lambda body, counts: Repeat(body, *counts), st.one_of(CHARACTERS, units()), COUNTS)
     keys = st.lists(st.sampled_from(["a", "ab", "abz", "b", "é", "éa", 'q"', "", "z🦜"]), max_size=4, unique=True)
     leaf = st.one_of(
         loop,
@@ -118,7 +132,9 @@ def expressions() -> st.SearchStrategy[Expression]:
 
     def grow(inner: st.SearchStrategy[Expression]) -> st.SearchStrategy[Expression]:
         several = st.lists(inner, min_size=2, max_size=3).map(tuple)
-        return st.one_of(several.map(Sequence), several.map(Alternation), inner.map(optional))
+        few_counts = st.sampled_from([(0, None), (1, None), (0, 3)])
+        again = st.builds(lambda body, counts: Repeat(body, *counts), inner, few_counts)
+        return st.one_of(several.map(Sequence), several.map(Alternation), inner.map(optional), again)
 
     return st.recursive(leaf, grow, max_leaves=4)
 
@@ -134,6 +150,13 @@ def grammars() -> st.SearchStrategy[Grammar]:
 
 COMMON = Grammar("start", {"start": Sequence((Reference("space"), Repeat(ANY_CHARACTER, 0, None))), "space": SPACE})
 QUOTES = Words((b"a", b'"', b'a"', b'"a', b'aa"', None), (5,))
+HYPHENS = Words((b"a", b"A", b"n", b"q", b"-", b"aA", b"a-q", b"n-q", b"aaa", None), (9,))
+SPACES = Words((b" ", b"\n", b"  ", b"\n \n", None), (4,))
+
+
+def in_a_loop(body: Expression) -> Grammar:
+    """Make the grammar of any number of these."""
+    return Grammar("start", {"start": Repeat(body, 0, None), "space": SPACE})
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
@@ -144,6 +167,10 @@ QUOTES = Words((b"a", b'"', b'a"', b'"a', b'aa"', None), (5,))
     False,
     random.Random(1),
 )
+@example(in_a_loop(Alternation((Sequence((EARLY, optional(Bytes(b"-q")))), LATE))), HYPHENS, False, random.Random(1))
+@example(in_a_loop(Alternation((LETTER, Sequence((optional(Bytes(b"-")), CAPITAL))))), HYPHENS, False, random.Random(1))
+@example(in_a_loop(Repeat(LETTER, 2, 2)), HYPHENS, False, random.Random(1))
+@example(in_a_loop(Reference("space")), SPACES, True, random.Random(1))
 def test_mask_is_what_the_twin_finds(grammar: Grammar, words: Any, knows_common: bool, rng: random.Random) -> None:
     trie = TokenTrie(words)
     try:

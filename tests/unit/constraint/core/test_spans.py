@@ -7,12 +7,23 @@ import pytest
 
 from services.constraint.core import spans
 from services.constraint.core.engine import Matcher, TokenTrie, compile_grammar
-from services.constraint.core.grammar import Automaton, ByteRange, Bytes, Expression, Grammar, Repeat, Sequence
+from services.constraint.core.grammar import (
+    Alternation,
+    Automaton,
+    ByteRange,
+    Bytes,
+    Expression,
+    Grammar,
+    Repeat,
+    Sequence,
+    optional,
+)
 from services.constraint.sources.json_schema.strings import ANY_CHARACTER, PLAIN_CHARACTER
 from services.vocabulary import bitmask_words
 from tests.support.grammars import vocabulary
 
 LETTER = ByteRange(97, 122)
+EARLY, LATE = ByteRange(97, 109), ByteRange(110, 122)
 DIGIT = ByteRange(48, 57)
 
 
@@ -45,6 +56,10 @@ def mask(one: Matcher, state: int) -> list[int]:
         (Repeat(Automaton(0, (1,), ((0, 97, 122, 1), (0, 97, 122, 2), (2, 97, 122, 1))), 0, None), 0),
         # A loop that does not always come back to its beginning.
         (Repeat(Sequence((LETTER, Repeat(LETTER, 0, None), Bytes(b"-"))), 0, None), 1),
+        # Behind every unit the same may follow: the beginning of the next one, or a hyphen.
+        (Repeat(Sequence((LETTER, optional(Bytes(b"-q")))), 0, None), 1),
+        # A hyphen may follow one letter and not another.
+        (Repeat(Alternation((Sequence((EARLY, optional(Bytes(b"-q")))), LATE)), 0, None), 0),
     ],
 )
 def test_finds(body: Expression, num_spans: int) -> None:
