@@ -12,6 +12,7 @@ from services.constraint.sources import ConstraintSource, SourceOptions, build
 from services.rpckit.status import TokenRejected
 from tests.support.grammars import vocabulary
 
+
 @lru_cache(maxsize=1)
 def byte_trie() -> TokenTrie:
     """The trie of a vocabulary in which each byte is a token, and there is no longer one."""
