@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from gateway.cli import check_offline
 from gateway.cli.errors import CommandError
 from gateway.cli.main import app
-from services.rpckit.status import GrammarSyntax, UnknownGrammar, UnsupportedConstruct
+from services.rpckit.status import GrammarSyntax, InvalidRequest, UnknownGrammar, UnsupportedConstruct
 from tests.support.grammars import vocabulary
 
 BYTES = vocabulary((("a", "b"),))
@@ -72,6 +72,27 @@ def test_a_report(tokenizer: Path, tmp_path: Path) -> None:
 )
 def test_reports_of_other_kinds(tokenizer: Path, argv: list[str], shortest: str) -> None:
     assert check("--tokenizer", tokenizer, *argv).splitlines()[-1] == shortest
+
+
+def test_options_are_flags(tokenizer: Path, tmp_path: Path) -> None:
+    schema, other, text = tmp_path / "schema.json", tmp_path / "other.json", tmp_path / "text.json"
+    schema.write_text('{"items": [{"$ref": "http://x/?y=z"}]}')
+    other.write_text('{"type": "string", "format": "date"}')
+    text.write_text('["no",1]')
+    flags = ("--document", f"http://x/?y=z={other}", "--default-draft", "7", "--whitespace", "compact")
+    assert "satisfies" in check("--tokenizer", tokenizer, schema, "--text", text, *flags, "--format", "annotation")
+    with pytest.raises(CommandError, match="does not satisfy"):
+        check("--tokenizer", tokenizer, schema, "--text", text, *flags)
+    with pytest.raises(InvalidRequest, match="whitespace_pattern"):
+        check("--tokenizer", tokenizer, schema, "--whitespace", "pattern")
+
+
+def test_options_of_a_case(tokenizer: Path, tmp_path: Path) -> None:
+    tests = [{"valid": True, "text": "[null,1]"}, {"valid": False, "text": "[1]"}]
+    options = {"documents": {"urn:a": {"type": "null"}}, "default_draft": 7, "whitespace": "compact"}
+    case = {"id": 1, "schema": {"items": [{"$ref": "urn:a"}]}, "options": options, "tests": tests}
+    (row,) = run_cases(tokenizer, tmp_path, [case], "--strict")
+    assert row["status"] == "ok"
 
 
 def test_a_named_grammar(tokenizer: Path) -> None:
