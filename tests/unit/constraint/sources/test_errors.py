@@ -17,9 +17,9 @@ from services.rpckit.status import (
 )
 
 
-def error_of(kind: Kind, text: str) -> ServiceError:
+def error_of(kind: Kind, text: str, options: SourceOptions | None = None) -> ServiceError:
     with pytest.raises(ServiceError) as caught:
-        compile_grammar(build(ConstraintSource(kind, text), SourceOptions()).grammar)
+        compile_grammar(build(ConstraintSource(kind, text), options or SourceOptions()).grammar)
     return caught.value
 
 
@@ -54,19 +54,20 @@ def error_of(kind: Kind, text: str) -> ServiceError:
         (r'{"pattern": "\\p{Script=Greek}"}', UnsupportedConstruct, {"name": "property Script=Greek", "position": "0"}),
         ('{"pattern": "(?i:a)"}', UnsupportedConstruct, {"name": "inline flag"}),
         ('{"type": "string", "pattern": "a^b"}', UnsatisfiableGrammar, {}),
-        (
-            '{"properties": {"x": {"not": {}}}}',
-            UnsupportedConstruct,
-            {"keyword": "not", "pointer": "/properties/x/not"},
-        ),
-        ('{"uniqueItems": true}', UnsupportedConstruct, {"pointer": "/uniqueItems"}),
-        ('{"patternProperties": {"^a": {}}}', UnsupportedConstruct, {"pointer": "/patternProperties"}),
-        ('{"format": "color"}', UnsupportedConstruct, {"pointer": "/format"}),
-        ('{"oneOf": [{"type": "integer"}, {"minimum": 2}]}', UnsupportedConstruct, {"pointer": "/oneOf"}),
+        ('{"patternProperties": {"a/(": {}}}', GrammarSyntax, {"position": "2", "pointer": "/patternProperties/a~1("}),
+        (r'{"not": {"pattern": "(a)\\1"}}', UnsupportedConstruct, {"name": "back-reference"}),
+        ('{"uniqueItems": 1}', GrammarSyntax, {"pointer": "/uniqueItems"}),
+        ('{"contains": {}, "minContains": -1}', GrammarSyntax, {"pointer": "/minContains"}),
+        ('{"not": []}', GrammarSyntax, {"pointer": "/not"}),
+        ('{"if": {}, "then": 1}', GrammarSyntax, {"pointer": "/then"}),
+        ('{"dependentRequired": {"a": "b"}}', GrammarSyntax, {"pointer": "/dependentRequired/a"}),
+        ('{"dependentSchemas": {"a": ["b"]}}', GrammarSyntax, {"pointer": "/dependentSchemas/a"}),
+        ('{"unevaluatedItems": {"type": "text"}}', GrammarSyntax, {"pointer": "/unevaluatedItems/type"}),
+        ('{"multipleOf": 0}', GrammarSyntax, {"pointer": "/multipleOf"}),
         ('{"$ref": "https://example.com/s.json"}', UnsupportedConstruct, {"pointer": "/$ref"}),
         ('{"$ref": "#/$defs/none"}', UnsupportedConstruct, {"pointer": "/$ref"}),
         ('{"$schema": "https://example.com/dialect"}', UnsupportedConstruct, {"pointer": "/$schema"}),
-        ('{"type": "number", "multipleOf": 0.3}', UnsupportedConstruct, {"pointer": "/multipleOf"}),
+        ('{"$dynamicRef": "#none"}', UnsupportedConstruct, {"pointer": "/$dynamicRef"}),
         ('{"type": "number", "minimum": 1e999}', GrammarTooLarge, {"limit": "max_bound_digits"}),
         ('{"items":' * 200 + "{}" + "}" * 200, GrammarTooLarge, {"limit": "max_schema_depth"}),
         ("[" * 100_000, GrammarTooLarge, {}),
@@ -76,6 +77,11 @@ def error_of(kind: Kind, text: str) -> ServiceError:
             GrammarTooLarge,
             {"limit": "max_dfa_states"},
         ),
+        (
+            json.dumps({"properties": {f"p{i}": {} for i in range(61)}, "minProperties": 2}),
+            GrammarTooLarge,
+            {"limit": "max_counted_properties"},
+        ),
         ("false", UnsatisfiableGrammar, {}),
         ('{"enum": []}', UnsatisfiableGrammar, {}),
         ('{"type": "integer", "minimum": 3, "maximum": 2}', UnsatisfiableGrammar, {}),
@@ -83,6 +89,11 @@ def error_of(kind: Kind, text: str) -> ServiceError:
         ('{"$ref": "#"}', UnsatisfiableGrammar, {}),
         ('{"properties": {"n": {"$ref": "#"}}, "required": ["n"], "type": "object"}', UnsatisfiableGrammar, {}),
         ('{"type": "object", "required": ["a"], "additionalProperties": false}', UnsatisfiableGrammar, {}),
+        ('{"not": {}}', UnsatisfiableGrammar, {}),
+        ('{"type": "string", "not": {"type": ["string", "null"]}}', UnsatisfiableGrammar, {}),
+        ('{"allOf": [{"type": "string"}, {"minimum": 3, "type": "number"}]}', UnsatisfiableGrammar, {}),
+        ('{"type": "array", "contains": {}, "maxItems": 0}', UnsatisfiableGrammar, {}),
+        ('{"type": "object", "propertyNames": {"maxLength": 1}, "required": ["ab"]}', UnsatisfiableGrammar, {}),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else None,
 )
@@ -90,6 +101,33 @@ def test_json_schema(text: str, error: type[ServiceError], metadata: dict[str, s
     found = error_of("json_schema", text)
     assert type(found) is error
     assert metadata.items() <= found.metadata.items()
+
+
+def test_an_unknown_format_is_refused_where_the_options_say_so() -> None:
+    found = error_of("json_schema", '{"items": {"format": "color"}}', SourceOptions(unknown_formats="error"))
+    assert isinstance(found, UnsupportedConstruct)
+    assert found.metadata.items() >= {"keyword": "format", "pointer": "/items/format"}.items()
+    assert "'color' is not known" in found.message
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"x": {"not": {"type": "integer"}}}},
+        {"uniqueItems": True},
+        {"patternProperties": {"^a": {}}},
+        {"format": "color"},
+        {"oneOf": [{"type": "integer"}, {"minimum": 2}]},
+        {"type": "number", "multipleOf": 0.3},
+        {"type": "number", "multipleOf": 1.23456789},
+        {"contains": {"minimum": 3}, "maxContains": 2},
+        {"if": {"multipleOf": 3}, "then": {"minimum": 2}},
+        {"unevaluatedProperties": False, "anyOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]},
+    ],
+    ids=json.dumps,
+)
+def test_no_keyword_is_an_error(schema: object) -> None:
+    compile_grammar(build(ConstraintSource("json_schema", json.dumps(schema)), SourceOptions()).grammar)
 
 
 @pytest.mark.parametrize(
