@@ -39,7 +39,7 @@ _START_OF: Final = {
 }
 _LITERALS: Final = (b"true", b"false", b"null")
 # A string's body that is not inside an escape.
-_ENDS_WHOLE: Final = re.compile(rb"(?:[^\\\\]|\\\\u[0-9A-Fa-f]{4}|\\\\[^u])*", re.DOTALL)
+_ENDS_WHOLE: Final = re.compile(rb"(?:[^\\]|\\u[0-9A-Fa-f]{4}|\\[^u])*", re.DOTALL)
 Bitmask: TypeAlias = npt.NDArray[np.int32]
 
 # States of one grammar that are remembered; beyond it the older half is forgotten.
@@ -225,17 +225,32 @@ class CheckedMatcher:
             self._refuse_keys(progress, frame, row)
         start = _start_of(progress)
         table = self._classes.of(start)
-        situation = self._situation(progress)
+        situation = self._situation(progress) if start is not Start.IN_ESCAPE else _ESCAPED
         actions, is_any = table.actions(situation, partial(situation.action, start))
         if not is_any:
             return
-        for token_id in table.sift(actions, row):
-            text = self._vocabulary.token_bytes[token_id]
-            if text is not None and checks.feed(progress, text) is None:
+        for token_id, token_class in table.sift(actions, row):
+            if self._is_refused(progress, start, situation, token_id, token_class):
                 _clear(row, token_id)
         is_stuck = place is Place.AFTER and situation.behind.may_close is not True
         if is_stuck and not (row & ~self._classes.spaces).any():
             row[:] = 0  # white space leads nowhere else
+
+    def _is_refused(
+        self, progress: Progress, start: Start, situation: Situation, token_id: int, token_class: TokenClass
+    ) -> bool:
+        """Look at one token."""
+        text = self._vocabulary.token_bytes[token_id]
+        assert text is not None
+        value = self._checks.value_ended_by(progress, text) if token_class.ends_value(start) else None
+        outlook = None if value is None else self._checks.outlook_behind(progress, value)
+        if outlook is not None:
+            # As if the token began behind the value.
+            may_end, behind = outlook
+            action = Situation(situation.around, may_end, behind, may_end, behind).behind_value(token_class, start)
+            if action is not Action.LOOK:
+                return action is Action.REFUSE
+        return self._checks.feed(progress, text) is None
 
     def _situation(self, progress: Progress) -> Situation:
         checks, frame, place = self._checks, progress.frame, progress.place
@@ -357,6 +372,12 @@ class Situation(NamedTuple):
             return self._behind_key(events[1:]) if is_seen_to else self._key(events)
         return self._value(events, self.value_kinds, self.behind_later)
 
+    def behind_value(self, token_class: TokenClass, start: Start) -> Action:
+        """Return what to do with the tokens of a class that end the value that they begin in or before."""
+        if self.may_end is not True:
+            return Action.REFUSE
+        return self._behind(token_class.events[start is Start.VALUE :], self.behind)
+
     def _behind(self, events: str, outlook: Outlook) -> Action:
         """Read events behind a value."""
         match events[:1]:
@@ -403,7 +424,12 @@ class Situation(NamedTuple):
         return Action.LOOK if rest and (outlook.may_refuse_outer or "k" in rest) else Action.PASS
 
 
+_ESCAPED: Final = Situation(Around(), None, UNKNOWN, None, UNKNOWN)
+
+
 def _start_of(progress: Progress) -> Start:
+    if progress.text.endswith(b"\\") and not _ENDS_WHOLE.fullmatch(progress.text):
+        return Start.IN_ESCAPE
     is_member = progress.frame is not None and progress.frame.container.is_object
     return _START_OF[progress.place, is_member]
 

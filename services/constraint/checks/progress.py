@@ -202,10 +202,26 @@ class JsonChecks:
             return self._end_value(progress, None)
         return self._end_value(progress, _string(text) if progress.place is Place.IN_STRING else _scalar(text))
 
+    def value_ended_by(self, progress: Progress, data: bytes) -> str | int | Decimal | None:
+        """Return the string or number that is being read as a token ends it, or the string that it begins with.
+
+        None where that is judged by itself, and for other values.
+        """
+        if progress.place is Place.VALUE:
+            if self._obligations.of_kind(progress.nodes, str):
+                return None
+            return _string(_STRING_BODY.match(data, data.index(b'"') + 1).group())  # type: ignore[union-attr]
+        if progress.nodes:
+            return None
+        if progress.place is Place.IN_STRING:
+            return _string(_STRING_BODY.match(progress.text + data).group())  # type: ignore[union-attr]
+        value = _scalar(_SCALAR_BODY.match(progress.text + data).group())  # type: ignore[union-attr]
+        return value if isinstance(value, int | Decimal) and not isinstance(value, bool) else None
+
     def outlook_behind_some(self, progress: Progress) -> tuple[bool | None, Outlook]:
         """Tell whether what is being read may end, whatever it becomes, and what may follow then."""
         frame = progress.frame
-        if progress.nodes:
+        if progress.nodes and progress.place is not Place.VALUE:
             return None, UNKNOWN
         if frame is None or not frame.container.may_refuse:
             return True, FREE
@@ -218,8 +234,37 @@ class JsonChecks:
         known: tuple[bool | None, Outlook] | None = frame.remembered.get(key)
         if known is None:
             behind = frame.with_value(some, progress.key if container.is_object else None)
+            self._evaluator.met.clear()
+            self._evaluator.has_met_part = False
             may_end = None if container.is_unique else self._holds_so_far(behind, frame)
             known = frame.remembered[key] = may_end, self.outlook(behind)
+            if not (container.is_unique or self._evaluator.has_met_part):
+                frame.remembered["met", some, progress.key] = tuple(self._evaluator.met.values())
+        return known
+
+    def outlook_behind(self, progress: Progress, value: str | int | Decimal) -> tuple[bool, Outlook] | None:
+        """Tell as `outlook_behind_some` of the value that is being read or comes next, where it is `value`.
+
+        All that the checks of the container know of a scalar is which of a few nodes it is one of, so that values of
+        which the same is true have the same outlook. None where each value is a case of its own.
+        """
+        frame = progress.frame
+        if frame is None:
+            return None
+        some = SOME_STRING if isinstance(value, str) else SOME_NUMBER
+        met: tuple[Node, ...] | None = frame.remembered.get(("met", some, progress.key))
+        if met is None:
+            return None
+        signature = (progress.key, *(self._evaluator.holds(node, value) for node in met))
+        known: tuple[bool, Outlook] | None = frame.remembered.get(signature)
+        if known is None:
+            behind = frame.with_value(value, progress.key if frame.container.is_object else None)
+            may_end = self._holds_so_far(behind, frame) is not False
+            outlook = self.outlook(behind) if may_end else FREE
+            outer = frame.container.parent
+            if outer is not None and (outer.container.is_judged or outer.container.wholes):
+                outlook = outlook._replace(may_close_outer=None, may_go_on_outer=None)
+            known = frame.remembered[signature] = may_end, outlook
         return known
 
     def outlook(self, frame: Frame | None) -> Outlook:
@@ -274,11 +319,12 @@ class JsonChecks:
 
     def _holds_so_far(self, frame: Frame, before: Frame) -> bool | None:
         """Tell whether a container with one more value than before may still become what it must be."""
+        evaluator, num_met = self._evaluator, len(self._evaluator.met)
         verdict = self._holds(frame.container.early_wholes, Open(frame.contents, before.contents))
-        return True if verdict is None and not self._evaluator.has_met_scalar else verdict
+        is_open = verdict is None and len(evaluator.met) == num_met and not evaluator.has_met_part
+        return True if is_open else verdict
 
     def _holds(self, nodes: tuple[Node, ...], value: Value) -> bool | None:
-        self._evaluator.has_met_scalar = False
         result: bool | None = True
         for node in nodes:
             verdict = self._evaluator.holds(node, value)

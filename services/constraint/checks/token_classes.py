@@ -33,6 +33,7 @@ class Start(Enum):
     """Where a token begins: in or before what, and in what kind of container."""
 
     IN_KEY = auto()
+    IN_ESCAPE = auto()  # in any string, behind a backslash
     IN_MEMBER_STRING = auto()
     IN_ITEM_STRING = auto()
     IN_MEMBER_SCALAR = auto()
@@ -72,6 +73,12 @@ class TokenClass:
         self.is_prompt = is_prompt
         self.events = events
 
+    def ends_value(self, start: Start) -> bool:
+        """Tell whether the tokens end a string or scalar that they begin in, or a string that they begin with."""
+        if start is Start.VALUE:
+            return self.events[:1] == "s"
+        return self.has_ended and start not in (Start.IN_KEY, Start.IN_ESCAPE)
+
 
 class TokenClasses:
     """The classes of a vocabulary's tokens, made for each start when it is first asked for."""
@@ -79,13 +86,13 @@ class TokenClasses:
     def __init__(self, trie: TokenTrie) -> None:
         self._token_bytes = trie.vocabulary.token_bytes
         self._tables: dict[Start, ClassTable] = {}
-        self._found = np.empty(len(self._token_bytes), np.int32)
+        self._found = np.empty((len(self._token_bytes), 2), np.int32)
 
     def warm_up(self) -> None:
         """Make all classes, so that no mask waits for it."""
         for start in Start:
             self.of(start)
-            self.of(start).sift(np.zeros(0, np.uint8), self._found)
+            self.of(start).sift(np.zeros(0, np.uint8), self._found[:, 0].copy())
         _ = self.whole_strings, self.spaces
 
     def of(self, start: Start) -> ClassTable:
@@ -145,14 +152,15 @@ class ClassTable:
             known = self._actions[situation] = actions, bool(actions.any())
         return known
 
-    def sift(self, actions: Actions, row: Int32s) -> list[int]:
-        """Take the refused tokens off a bitmask (words,), and return those of its tokens that are to be looked at."""
-        found: list[int] = self._found[: _sift(self._token_id, self._class_start, actions, row, self._found)].tolist()
-        return found
+    def sift(self, actions: Actions, row: Int32s) -> list[tuple[int, TokenClass]]:
+        """Take the refused tokens off a bitmask (words,); return those of its tokens that are to be looked at."""
+        num_found = _sift(self._token_id, self._class_start, actions, row, self._found)
+        return [(token_id, self.classes[number]) for token_id, number in self._found[:num_found].tolist()]
 
 
 @compiled
 def _sift(token_id: Int32s, class_start: Int32s, actions: Actions, row: Int32s, found: Int32s) -> int:
+    """Write (token, class) of the tokens to be looked at to `found`; return how many."""
     num_found = 0
     for number in range(len(actions)):
         if actions[number] == 0:
@@ -164,7 +172,7 @@ def _sift(token_id: Int32s, class_start: Int32s, actions: Actions, row: Int32s, 
                 if actions[number] == 1:
                     row[token >> 5] &= ~bit
                 else:
-                    found[num_found] = token
+                    found[num_found, 0], found[num_found, 1] = token, number
                     num_found += 1
     return num_found
 
@@ -172,6 +180,8 @@ def _sift(token_id: Int32s, class_start: Int32s, actions: Actions, row: Int32s, 
 def _described(text: bytes, start: Start) -> tuple[bool, bool, str]:
     """Return the class of a token."""
     at, has_ended = 0, False
+    if start is Start.IN_ESCAPE:
+        return _string_end(text, 1) >= 0, False, ""
     if start in _STRINGS:
         at = _string_end(text, 0)
         if at < 0:

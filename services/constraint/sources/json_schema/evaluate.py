@@ -80,8 +80,10 @@ class Evaluator:
         self._num_cuts = 0  # references that led to themselves
         # (id of a value, id of a node) -> verdict; (id of an array or object, id of its parts) -> verdict on the parts
         self._remembered: dict[tuple[int, int], tuple[object, object, Verdict]] = {}
-        self.has_met_scalar = False
-        """Set where what is not known of a `Scalar` might have decided; never cleared here."""
+        self.met: dict[int, Node] = {}
+        """The nodes by id that a `Scalar` is one of or not, which is not known; never cleared here."""
+        self.has_met_part = False
+        """Set where a container decides, of which a `Scalar` is a part; never cleared here."""
 
     def holds(self, node: Node, value: Value) -> Verdict:
         """Tell whether a value is one of the node's."""
@@ -114,7 +116,7 @@ class Evaluator:
             case Number():
                 return self._number(node, value)
             case Constants(values):
-                return self._constants(values, value)
+                return self._constants(node, values, value)
             case Null():
                 return value is None
             case Boolean():
@@ -169,8 +171,7 @@ class Evaluator:
         if value is SOME_STRING:
             if not node.patterns and not node.formats and node.min_length == 0 and node.max_length is None:
                 return True
-            self.has_met_scalar = True
-            return None
+            return self._meet(node)
         if not isinstance(value, str):
             return False
         return is_string_of(node, value)
@@ -179,23 +180,25 @@ class Evaluator:
         if value is SOME_NUMBER:
             if not node.is_integer and node.low is None and node.high is None and not node.multiples_of:
                 return True
-            self.has_met_scalar = True
-            return None
+            return self._meet(node)
         return isinstance(value, int | Decimal) and not isinstance(value, bool) and is_within(node, value)
 
-    def _constants(self, values: tuple[Json, ...], value: Value) -> Verdict:
+    def _meet(self, node: Node) -> Verdict:
+        self.met[id(node)] = node
+        return None
+
+    def _constants(self, node: Constants, values: tuple[Json, ...], value: Value) -> Verdict:
         if isinstance(value, Scalar):
             kinds = (int, Decimal) if value is SOME_NUMBER else (str,)
             if not any(isinstance(other, kinds) and not isinstance(other, bool) for other in values):
                 return False
-            self.has_met_scalar = True
-            return None
+            return self._meet(node)
         if isinstance(value, Open):
             wanted = list if isinstance(value.value, list) else dict
             return None if any(isinstance(other, wanted) for other in values) else False
         if isinstance(value, list | dict) and is_part_unknown(value):
             if any(type(other) is type(value) for other in values):
-                self.has_met_scalar = True
+                self.has_met_part = True
                 return None
             return False
         identified = identity(value)
