@@ -105,20 +105,25 @@ SPACE = Alternation(
 
 
 def units() -> st.SearchStrategy[Expression]:
-    """Loop bodies of several ways, some with one more piece before or behind that may be missing."""
+    """Letters as the bodies of loops: some with one more piece, before or behind, that may be missing."""
     piece = st.sampled_from([Bytes(b"-"), Bytes(b"-n"), Bytes(b"0"), Bytes("é".encode()), ByteRange(0x61, 0x62)])
-    letters = st.sampled_from([EARLY, LATE, LETTER, CAPITAL])
-    way = st.one_of(
-        letters,
-        st.builds(lambda letter, tail: Sequence((letter, optional(tail))), letters, piece),
-        st.builds(lambda letter, head: Sequence((optional(head), letter)), letters, piece),
-    )
-    return st.lists(way, min_size=1, max_size=3).map(lambda ways: Alternation(tuple(ways)))
+
+    def way(letters: Expression) -> st.SearchStrategy[Expression]:
+        head = piece.map(lambda head: Sequence((optional(head), letters)))
+        tail = piece.map(lambda tail: Sequence((letters, optional(tail))))
+        return st.one_of(st.just(letters), head, tail)
+
+    return st.tuples(way(EARLY), way(LATE), way(CAPITAL)).map(Alternation)
 
 
 def expressions() -> st.SearchStrategy[Expression]:
     """Loops with what may follow them, loops in loops, keys but some names, white space, calls from several places."""
-    loop = st.builds(lambda body, counts: Repeat(body, *counts), st.one_of(CHARACTERS, units()), COUNTS)
+
+    def repeated(body: st.SearchStrategy[Expression], counts: st.SearchStrategy[Any]) -> st.SearchStrategy[Expression]:
+        return st.builds(lambda body, counts: Repeat(body, *counts), body, counts)
+
+    few_counts = st.sampled_from([(0, None), (1, None), (0, 3)])
+    loop = st.one_of(repeated(CHARACTERS, COUNTS), repeated(units(), few_counts))
     keys = st.lists(st.sampled_from(["a", "ab", "abz", "b", "é", "éa", 'q"', "", "z🦜"]), max_size=4, unique=True)
     leaf = st.one_of(
         loop,
@@ -132,9 +137,9 @@ def expressions() -> st.SearchStrategy[Expression]:
 
     def grow(inner: st.SearchStrategy[Expression]) -> st.SearchStrategy[Expression]:
         several = st.lists(inner, min_size=2, max_size=3).map(tuple)
-        few_counts = st.sampled_from([(0, None), (1, None), (0, 3)])
-        again = st.builds(lambda body, counts: Repeat(body, *counts), inner, few_counts)
-        return st.one_of(several.map(Sequence), several.map(Alternation), inner.map(optional), again)
+        return st.one_of(
+            several.map(Sequence), several.map(Alternation), inner.map(optional), repeated(inner, few_counts)
+        )
 
     return st.recursive(leaf, grow, max_leaves=4)
 

@@ -54,7 +54,7 @@ from services.constraint.core.tables import (
 )
 
 # Noting where two configurations part takes about as long as a walk takes over this many nodes.
-_NODES_PER_NOTE: Final = 32
+_NODES_PER_NOTE: Final = 64
 
 
 @compiled
