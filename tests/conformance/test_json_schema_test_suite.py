@@ -1,8 +1,11 @@
-"""The JSON Schema Test Suite (required tests of drafts 7 and 2020-12) against a ratchet.
+"""The JSON Schema Test Suite (drafts 7 and 2020-12) against a ratchet, with the suite's remotes as documents.
+
+`format` is an annotation, as the suite has it, and members come in any order. (`test_formats.py` has the formats.)
 
 Each case is right, refused (the schema is not enforced, which the caller is told), wrongly refused (the schema is,
-but the instance is not accepted: the published departures) or wrongly accepted. Nothing may be wrongly accepted, and
-nothing may get worse than `ratchet.json` says. `ESPALIER_UPDATE_RATCHET=1` writes the file anew.
+but the instance is not accepted) or wrongly accepted. Nothing may be wrongly accepted, nothing may get worse than
+`ratchet.json` says, and each required case that is not right there is an exception, with its reason, here.
+`ESPALIER_UPDATE_RATCHET=1` writes the file anew.
 """
 
 from __future__ import annotations
@@ -22,6 +25,37 @@ SUITE = Path(__file__).parent / "json_schema_test_suite"
 RATCHET = Path(__file__).parent / "ratchet.json"
 DRAFTS: dict[str, Draft] = {"draft7": 7, "draft2020-12": 2020}
 ORDER = ["wrongly accepted", "refused", "wrongly refused", "right"]
+REQUIRED_SHARE = 0.98
+
+# Required cases that are not right, by the reason. A case is of both drafts where both have it.
+EXCEPTIONS = {
+    "numbers within enum and const have the spelling of the schema": [
+        "const | const with -2.0 matches integer and float types | integer -2 is valid",
+        "const | const with 0 does not match other zero-like types | float zero is valid",
+        "const | const with 1 does not match true | float one is valid",
+        "const | float and integers are equal up to 64-bit representation limits | float is valid",
+        "enum | enum with 0 does not match false | float zero is valid",
+        "enum | enum with 1 does not match true | float one is valid",
+        "enum | enum with [0] does not match [false] | [0.0] is valid",
+        "enum | enum with [1] does not match [true] | [1.0] is valid",
+    ],
+    "objects within enum and const have the key order of the schema: each other order would be a text of its own": [
+        "const | const with object | same object with different property order is valid",
+    ],
+    "an object that is still open is judged as if all of it had been evaluated": [
+        "not | collect annotations inside a 'not', even if collection is disabled | unevaluated property",
+    ],
+    "a dialect of its own, whose metaschema is among the documents, is refused: only the five drafts are known": [
+        "vocabulary | ignore unrecognized optional vocabulary | number value",
+        "vocabulary | ignore unrecognized optional vocabulary | string value",
+        "vocabulary | schema that uses custom metaschema with with no validation vocabulary"
+        " | applicator vocabulary still works",
+        "vocabulary | schema that uses custom metaschema with with no validation vocabulary"
+        " | no validation: invalid number, but it still validates",
+        "vocabulary | schema that uses custom metaschema with with no validation vocabulary"
+        " | no validation: valid number",
+    ],
+}
 
 
 def documents() -> tuple[tuple[str, str], ...]:
@@ -50,18 +84,26 @@ def judge(draft: str, schema: object, instances: list[tuple[object, bool]]) -> l
     return result
 
 
-@pytest.mark.parametrize("draft", DRAFTS)
-def test_nothing_is_wrongly_accepted_and_nothing_gets_worse(draft: str) -> None:
-    recorded = json.loads(RATCHET.read_text()) if RATCHET.exists() else {}
+def judged(draft: str, folder: Path) -> dict[str, str]:
+    """Return the result of each case of a folder's files."""
     found: dict[str, str] = {}
-    for path in sorted((SUITE / draft).glob("*.json")):
+    for path in sorted(folder.glob("*.json")):
         for group in json.loads(path.read_text()):
             results = judge(draft, group["schema"], [(test["data"], test["valid"]) for test in group["tests"]])
             for test, result in zip(group["tests"], results, strict=True):
                 found[f"{path.stem} | {group['description']} | {test['description']}"] = result
+    return found
+
+
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_nothing_is_wrongly_accepted_and_nothing_gets_worse(draft: str) -> None:
+    recorded = json.loads(RATCHET.read_text()) if RATCHET.exists() else {}
+    found = judged(draft, SUITE / draft)
     if os.environ.get("ESPALIER_UPDATE_RATCHET") == "1":
         RATCHET.write_text(json.dumps({**recorded, draft: found}, indent=0, ensure_ascii=False, sort_keys=True) + "\n")
         recorded[draft] = found
+    num_right = list(found.values()).count("right")
+    print(f"{draft}: {num_right} of {len(found)} cases are decided rightly")
     assert found.keys() == recorded[draft].keys()
     assert [case for case, result in found.items() if result == "wrongly accepted"] == []
     worse = {
@@ -70,3 +112,21 @@ def test_nothing_is_wrongly_accepted_and_nothing_gets_worse(draft: str) -> None:
         if ORDER.index(result) < ORDER.index(recorded[draft][case])
     }
     assert worse == {}
+    assert num_right >= REQUIRED_SHARE * len(found)
+
+
+def test_each_case_that_is_not_right_has_a_reason() -> None:
+    recorded = json.loads(RATCHET.read_text())
+    excepted = [case for cases in EXCEPTIONS.values() for case in cases]
+    assert len(set(excepted)) == len(excepted)
+    for draft in DRAFTS:
+        not_right = {case for case, result in recorded[draft].items() if result != "right"}
+        assert not_right == recorded[draft].keys() & excepted, "write down the exceptions as the ratchet has them"
+    assert set(excepted) <= set().union(*recorded.values())
+
+
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_optional_cases_are_right(draft: str) -> None:
+    found = judged(draft, SUITE / draft / "optional")
+    print(f"{draft}: {len(found)} optional cases")
+    assert [(case, result) for case, result in found.items() if result != "right"] == []
