@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
@@ -206,3 +207,48 @@ def compare(matcher: Matcher, twin: Twin, words: Any, rng: random.Random) -> Non
         if state == TERMINATED:
             break
         mine = twin.after(mine, words.token_bytes[token_id])
+
+
+# The loop over letters that is a base, state 0, ends with a quote, as do the others.
+BASE = ((0, 0x61, 0x7A, 0), (0, 0x22, 0x22, 1))
+ODD, EVEN = [[(letter, letter) for letter in range(first, 0x7B, 2)] for first in (0x61, 0x62)]
+
+
+@pytest.mark.parametrize(
+    "edges",
+    [
+        # Another loop, which differs from the base in the quote alone, but never leads back to it.
+        [(2, 0x61, 0x7A, 3), (3, 0x61, 0x7A, 3), (3, 0x22, 0x22, 4), (4, 0x22, 0x22, 1)],
+        # All letters but one lead to the base.
+        [(2, 0x61, 0x61, 3), (2, 0x62, 0x7A, 0), (3, 0x61, 0x7A, 0), (3, 0x22, 0x22, 1)],
+        # Each letter leads elsewhere than the one before: noting the differences is given up.
+        [
+            *((source, *odd, 2) for source in (2, 3) for odd in ODD),
+            *((source, *even, 3) for source in (2, 3) for even in EVEN),
+            (3, 0x22, 0x22, 1),
+        ],
+        # Hardly a letter may follow.
+        [(2, 0x61, 0x62, 3), (3, 0x63, 0x64, 2), (3, 0x22, 0x22, 1)],
+    ],
+    ids=["a loop of its own", "back to the base", "alternating", "few letters"],
+)
+def test_a_base_changes_nothing(edges: list[tuple[int, int, int, int]]) -> None:
+    letters = [bytes([letter]) for letter in range(0x61, 0x7B)]
+    short = [first + second for first in letters for second in [b"", *letters]]
+    texts = [*short, *(text + b"aaa" for text in short), *(text + b'"' for text in short), b'"']
+    words = Words((*texts, None), (len(texts),))
+    trie = TokenTrie(words)
+    with_bases, plain = (
+        Matcher(compile_grammar(Grammar("start", {"start": automaton})), trie, forcing="off")
+        for automaton in (
+            Automaton(2, (1,), (*BASE, *edges), bases=((2, 0), (3, 0))),
+            Automaton(2, (1,), (*BASE, *edges)),
+        )
+    )
+    mine, other = with_bases.start, plain.start
+    for text in (b"ac", b"b", b'a"'):
+        bitmask = with_bases.guidance(mine).bitmask
+        assert bitmask.tolist() == plain.guidance(other).bitmask.tolist()
+        if texts.index(text) not in allowed_token_ids(bitmask, words.vocab_size):
+            break
+        mine, other = with_bases.accept(mine, [texts.index(text)]), plain.accept(other, [texts.index(text)])

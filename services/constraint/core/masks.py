@@ -53,8 +53,10 @@ from services.constraint.core.tables import (
     vocabulary_arrays,
 )
 
-# Noting where two configurations part takes about as long as a walk takes over this many nodes.
+# Noting where two configurations part takes about as long as a walk over half as many nodes. Fewer than _MIN_NOTES are
+# not worth a walk.
 _NODES_PER_NOTE: Final = 64
+_MIN_NOTES: Final = 64
 
 
 @compiled
@@ -358,7 +360,7 @@ def _walk_difference(memory: int, configuration: int, base: int, row: Int32s) ->
     """Make the mask of `base` that of `configuration`: visit the tokens on whose way the two are not the same.
 
     The bytes on which two configurations part are noted once per depth, for all further nodes there to which the same
-    two lead: in a loop, nearly all. Where they change so often that noting them takes as long as a walk, it walks.
+    two lead: in a loop, nearly all. Where they change so often that noting them takes half as long as a walk, it walks.
     """
     g, a, w, t = tables(memory), arena(memory), scratch(memory), trie_arrays(vocabulary_arrays(memory).trie[0])
     num_classes = a.sizes[NUM_CLASSES]
@@ -368,7 +370,7 @@ def _walk_difference(memory: int, configuration: int, base: int, row: Int32s) ->
         return code
     num_levels = i64(1)  # that have been noted; each for the two on the paths
     n = len(t.byte)
-    notes_left = n // _NODES_PER_NOTE
+    notes_left = max(n // _NODES_PER_NOTE, i64(_MIN_NOTES))
     i = i64(0)
     while i < n:
         depth = i64(t.depth[i])
