@@ -332,7 +332,9 @@ class Checker:
         started = perf_counter_ns()
         built = build(source, options)
         grammar = Matcher(compile_grammar(built.grammar), self._trie, forcing=forcing)
-        matcher = checked(grammar, source, options, built.inexact, self._classes)
+        if built.schema is None or built.inexact is None:
+            return grammar, built.keywords, (perf_counter_ns() - started) / 1e3
+        matcher = checked(grammar, built.schema, built.inexact, self._classes)
         return matcher, built.keywords, (perf_counter_ns() - started) / 1e3
 
     def _walk(self, matcher: AnyMatcher, token_ids: Sequence[int] | None, times_us: list[float]) -> int | None:

@@ -14,7 +14,7 @@ import structlog
 
 from services.constraint import metrics, stored_grammar
 from services.constraint.cache import GrammarStore
-from services.constraint.checks import TokenClasses, checked
+from services.constraint.checks import AnyMatcher, TokenClasses, checked
 from services.constraint.compiling import CompileLimits
 from services.constraint.core import engine
 from services.constraint.core.engine import (
@@ -28,7 +28,7 @@ from services.constraint.core.engine import (
 from services.constraint.job_processes import JobCrashedError, JobProcesses, JobTimedOutError
 from services.constraint.leases import GrammarTable, Lease, digest_of
 from services.constraint.settings import ConstraintSettings
-from services.constraint.sources import ConstraintSource, SourceOptions
+from services.constraint.sources import ConstraintSource, SourceOptions, read_schema
 from services.constraint.stored_grammar import StoredGrammar
 from services.rpckit.status import GrammarTooLarge, OutOfCapacity
 
@@ -161,21 +161,26 @@ class GrammarCompiler:
             task = asyncio.create_task(self._store.put(grammar_id, stored))
             self._background.add(task)
             task.add_done_callback(self._background.discard)
-        inexact = stored.inexact
         matcher = await _run_in(
-            self._builders,
-            lambda: checked(
-                Matcher(compiled, self._trie, forcing=forcing, limits=self._matcher_limits),
-                source,
-                options,
-                inexact,
-                self._classes,
-            ),
+            self._builders, lambda: self._matcher(compiled, stored.inexact, source, options, forcing)
         )
         lease = Lease(grammar_id, matcher, stored.keywords)
         self.table.add(lease)
         metrics.LOOKUPS.labels(level).inc()
         return Found(lease, level)
+
+    def _matcher(
+        self,
+        compiled: CompiledGrammar,
+        inexact: frozenset[str] | None,
+        source: ConstraintSource,
+        options: SourceOptions,
+        forcing: Forcing,
+    ) -> AnyMatcher:
+        matcher = Matcher(compiled, self._trie, forcing=forcing, limits=self._matcher_limits)
+        if inexact is None:
+            return matcher
+        return checked(matcher, read_schema(source, options), inexact, self._classes)
 
     async def _compile(self, source: ConstraintSource, options: SourceOptions) -> StoredGrammar:
         wait_s, limit_s = self._settings.max_compile_wait_s, self._settings.max_compile_s

@@ -32,7 +32,9 @@ def matcher_of(schema: Any, options: SourceOptions | None = None, trie: TokenTri
     source = ConstraintSource("json_schema", text)
     built = build(source, options)
     matcher = Matcher(compile_grammar(built.grammar), trie, forcing="off")
-    return checked(matcher, source, options, built.inexact, TokenClasses(trie))
+    if built.schema is None or built.inexact is None:
+        return matcher
+    return checked(matcher, built.schema, built.inexact, TokenClasses(trie))
 
 
 def accepts(matcher: AnyMatcher, text: bytes) -> bool:

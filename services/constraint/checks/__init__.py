@@ -8,22 +8,14 @@ from services.constraint.checks.checked_matcher import CheckedMatcher
 from services.constraint.checks.progress import JsonChecks
 from services.constraint.checks.token_classes import TokenClasses
 from services.constraint.core.engine import Matcher
-from services.constraint.sources import ConstraintSource, SourceOptions, obligations
+from services.constraint.sources.json_schema import Obligations, Schema
 
 AnyMatcher: TypeAlias = Matcher | CheckedMatcher
 
 
-def checked(
-    matcher: Matcher,
-    source: ConstraintSource,
-    options: SourceOptions,
-    inexact: frozenset[str] | None,
-    classes: TokenClasses,
-) -> AnyMatcher:
+def checked(matcher: Matcher, schema: Schema, inexact: frozenset[str], classes: TokenClasses) -> CheckedMatcher:
     """Return a matcher that sees to what the grammar of `matcher` does not; `inexact` is as in `BuiltSource`."""
-    if inexact is None:
-        return matcher
-    return CheckedMatcher(matcher, JsonChecks(obligations(source, options, inexact)), classes)
+    return CheckedMatcher(matcher, JsonChecks(Obligations(schema, inexact)), classes)
 
 
 __all__ = ["AnyMatcher", "CheckedMatcher", "JsonChecks", "TokenClasses", "checked"]

@@ -16,7 +16,7 @@ from services.constraint.sources.source import (
 from services.rpckit.status import InvalidRequest
 
 if TYPE_CHECKING:
-    from services.constraint.sources.json_schema.obligations import Obligations
+    from services.constraint.sources.json_schema.schema import Schema
 
 
 def build(source: ConstraintSource, options: SourceOptions) -> BuiltSource:
@@ -46,13 +46,12 @@ def build(source: ConstraintSource, options: SourceOptions) -> BuiltSource:
     return build_lark_source(source.text)
 
 
-def obligations(source: ConstraintSource, options: SourceOptions, inexact: frozenset[str]) -> Obligations:
-    """Return what is left to check of a JSON Schema that was built; `inexact` is what `build` said."""
-    from services.constraint.sources.json_schema import obligations as of_json  # noqa: PLC0415
+def read_schema(source: ConstraintSource, options: SourceOptions) -> Schema:
+    """Read a JSON Schema that was built elsewhere. Raises as `build` does."""
+    from services.constraint.sources.json_schema import read_schema as read_json_schema  # noqa: PLC0415
 
-    assert source.kind == "json_schema"
     assert source.text is not None
-    return of_json(source.text, options, inexact)
+    return read_json_schema(source.text, options)
 
 
 def common_grammar() -> Grammar:
@@ -71,5 +70,5 @@ __all__ = [
     "Whitespace",
     "build",
     "common_grammar",
-    "obligations",
+    "read_schema",
 ]

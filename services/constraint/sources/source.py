@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from services.constraint.core.grammar import Grammar
 from services.rpckit.status import InvalidRequest
+
+if TYPE_CHECKING:
+    from services.constraint.sources.json_schema.schema import Schema
 
 Kind: TypeAlias = Literal["json_schema", "lark", "regex", "choices"]
 Whitespace: TypeAlias = Literal["bounded", "compact", "spaced", "pretty", "pattern"]
@@ -76,9 +79,11 @@ class KeywordReport:
 class BuiltSource:
     """A grammar and, for JSON Schema, how each keyword is honoured, in the order of the source.
 
-    `inexact` has the pointers of what the grammar takes texts too many for; None where there is nothing to check.
+    `inexact` has the pointers of what the grammar takes texts too many for, None where there is nothing to check;
+    `schema` is then what a check reads.
     """
 
     grammar: Grammar
     keywords: tuple[KeywordReport, ...] = ()
     inexact: frozenset[str] | None = None
+    schema: Schema | None = None

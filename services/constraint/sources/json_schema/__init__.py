@@ -6,7 +6,6 @@ What a grammar cannot say is left to checks; `obligations.py` says of which valu
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
 
 from services.constraint.sources.json_schema import document
 from services.constraint.sources.json_schema.keywords import COMBINING_KEYWORDS, NEEDS
@@ -17,23 +16,17 @@ from services.constraint.sources.source import BuiltSource, KeywordReport, Sourc
 
 
 def build(text: str, options: SourceOptions) -> BuiltSource:
-    """Build the grammar of a schema's text. Raises as `document.parse`, `schema.read` and `lower.lower` do."""
-    schema = _read(text, options)
+    """Build the grammar of a schema's text. Raises as `read_schema` and `lower.lower` do."""
+    schema = read_schema(text, options)
     lowered = lower(schema, options)
-    is_checked = bool(lowered.inexact) or options.property_order == "any" or may_repeat_names(schema)
-    return BuiltSource(
-        lowered.grammar, _as_enforced(schema.keywords, lowered.inexact), lowered.inexact if is_checked else None
-    )
+    keywords = _as_enforced(schema.keywords, lowered.inexact)
+    if not lowered.inexact and options.property_order == "schema" and not may_repeat_names(schema):
+        return BuiltSource(lowered.grammar, keywords)
+    return BuiltSource(lowered.grammar, keywords, lowered.inexact, schema)
 
 
-def obligations(text: str, options: SourceOptions, inexact: frozenset[str]) -> Obligations:
-    """Return what is left to check of texts of a schema that was built; `inexact` is what `build` said."""
-    return Obligations(_read(text, options), inexact)
-
-
-# A schema is built and then asked for its obligations.
-@lru_cache(maxsize=4)
-def _read(text: str, options: SourceOptions) -> Schema:
+def read_schema(text: str, options: SourceOptions) -> Schema:
+    """Read a schema's text. Raises as `document.parse` and `schema.read` do."""
     return read(document.parse(text), options)
 
 
@@ -65,4 +58,4 @@ def _as_enforced(keywords: tuple[KeywordReport, ...], inexact: frozenset[str]) -
     )
 
 
-__all__ = ["Obligations", "build", "common_grammar", "obligations"]
+__all__ = ["Obligations", "Schema", "build", "common_grammar", "read_schema"]
