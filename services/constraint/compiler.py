@@ -15,7 +15,7 @@ import structlog
 from services.constraint import metrics, stored_grammar
 from services.constraint.cache import GrammarStore
 from services.constraint.checks import AnyMatcher, TokenClasses, checked
-from services.constraint.compiling import CompileLimits
+from services.constraint.compiling import CompileLimits, put_in_force
 from services.constraint.core import engine
 from services.constraint.core.engine import (
     CompiledGrammar,
@@ -180,6 +180,7 @@ class GrammarCompiler:
         matcher = Matcher(compiled, self._trie, forcing=forcing, limits=self._matcher_limits)
         if inexact is None:
             return matcher
+        put_in_force(self._limits)  # as in the process that compiled it
         return checked(matcher, read_schema(source, options), inexact, self._classes)
 
     async def _compile(self, source: ConstraintSource, options: SourceOptions) -> StoredGrammar:

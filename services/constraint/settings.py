@@ -50,7 +50,9 @@ class ConstraintSettings(ServiceSettings):
     max_states: int = Field(500_000, ge=100, le=20_000_000, description="States of a grammar; about 50 bytes each.")
     max_schema_bytes: int = Field(2_000_000, ge=1, description="Characters of a schema's text.")
     max_schema_depth: int = Field(80, ge=1, le=500, description="Schemas within schemas.")
-    max_combined_cases: int = Field(512, ge=1, description="Cases that allOf, anyOf and oneOf multiply to.")
+    max_combined_cases: int = Field(
+        512, ge=1, description="Cases that allOf, anyOf and oneOf multiply to; what has more is checked."
+    )
     max_counted_properties: int = Field(
         60, ge=0, le=2000, description="Declared properties beside minProperties or maxProperties; cost is its square."
     )

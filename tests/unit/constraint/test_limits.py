@@ -46,7 +46,6 @@ HIT = [
     ("max_states", 100, choices("x" * 500)),
     ("max_schema_bytes", 20, schema({"type": "integer", "description": "long"})),
     ("max_schema_depth", 5, nested(6)),
-    ("max_combined_cases", 3, schema({"allOf": [{"anyOf": [{"pattern": p} for p in "abcd"]}, {"anyOf": [{}, {}]}]})),
     (
         "max_counted_properties",
         1,
@@ -84,7 +83,9 @@ def test_each_limit_has_one_default() -> None:
 
 
 def test_each_limit_of_a_source_is_tried() -> None:
-    assert [name for name, _, _ in HIT] == [field.name for field in fields(CompileLimits)]
+    names = [field.name for field in fields(CompileLimits)]
+    names.remove("max_combined_cases")  # beyond it, a check decides
+    assert [name for name, _, _ in HIT] == names
 
 
 @pytest.mark.usefixtures("_default_limits")
@@ -96,6 +97,16 @@ def test_a_limit_of_a_source_names_itself(name: str, value: int, source: Constra
     assert caught.value.metadata["limit"] == name
     assert caught.value.metadata["value"] == str(value)
     assert name in caught.value.message
+
+
+@pytest.mark.usefixtures("_default_limits")
+def test_cases_beyond_the_limit_are_checked() -> None:
+    source = schema(
+        {"allOf": [{"anyOf": [{"pattern": p} for p in "abcd"]}, {"anyOf": [{"minLength": 1}, {"const": 1}]}]}
+    )
+    assert "checked" not in {line.enforcement for line in compile_source(source, SourceOptions()).keywords}
+    stored = compile_source(source, SourceOptions(), replace(DEFAULT_LIMITS, max_combined_cases=3))
+    assert "checked" in {line.enforcement for line in stored.keywords}
 
 
 @pytest.mark.usefixtures("_default_limits")
