@@ -59,6 +59,7 @@ class GrammarCompiler:
         settings: ConstraintSettings,
         *,
         trie: TokenTrie,
+        classes: TokenClasses,
         vocabulary_digest: str,
         store: GrammarStore,
         processes: JobProcesses,
@@ -70,7 +71,7 @@ class GrammarCompiler:
         self.table: Final = GrammarTable(settings.max_grammar_memory_bytes)
         self._settings = settings
         self._trie = trie
-        self._classes = TokenClasses(trie)
+        self._classes = classes
         self._store = store
         self._processes = processes
         self._threads = threads

@@ -15,6 +15,7 @@ import structlog
 
 from services.constraint import metrics
 from services.constraint.cache import GrammarStore, NoStore, RedisStore
+from services.constraint.checks import TokenClasses
 from services.constraint.compiler import Found, GrammarCompiler
 from services.constraint.core.engine import TERMINATED, Forcing, Guidance, TokenTrie, warm_up
 from services.constraint.job_processes import JobProcesses
@@ -217,12 +218,13 @@ class ConstraintService:
         if self._compiler is not None and self._compiler.vocabulary_digest == vocabulary.digest:
             return
         started = time.perf_counter()
-        trie = await self._in_thread(_make_trie, vocabulary)
+        trie, classes = await self._in_thread(_derive, vocabulary)
         old, self._compiler = (
             self._compiler,
             GrammarCompiler(
                 self._settings,
                 trie=trie,
+                classes=classes,
                 vocabulary_digest=vocabulary.digest,
                 store=self._store,
                 processes=self._processes,
@@ -244,10 +246,13 @@ class ConstraintService:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
 
-def _make_trie(vocabulary: Vocabulary) -> TokenTrie:
+def _derive(vocabulary: Vocabulary) -> tuple[TokenTrie, TokenClasses]:
+    """Make what comes from the vocabulary alone, so that no request waits for it."""
     trie = TokenTrie(vocabulary)
     warm_up(trie, common_grammar())
-    return trie
+    classes = TokenClasses(trie)
+    classes.warm_up()
+    return trie, classes
 
 
 def _advance_all(leases: Sequence[Lease | ServiceError], moves: Sequence[Move]) -> list[Moved | ServiceError]:

@@ -16,10 +16,10 @@ def build_trie(text: Uint8s, starts: Int64s, ends: Int64s) -> tuple[Uint8s, Int3
     capacity = i64(0)
     for i in range(num_tokens):
         capacity += ends[i] - starts[i]
-    byte = np.zeros(capacity, np.uint8)
-    depth = np.zeros(capacity, np.int32)
-    end = np.zeros(capacity, np.int32)
-    token_start = np.zeros(capacity + 1, np.int32)
+    byte = np.empty(capacity, np.uint8)
+    depth = np.empty(capacity, np.int32)
+    end = np.empty(capacity, np.int32)
+    token_start = np.empty(capacity + 1, np.int32)
     longest = i64(0)
     for i in range(num_tokens):
         longest = max(longest, ends[i] - starts[i])
@@ -49,16 +49,18 @@ def build_trie(text: Uint8s, starts: Int64s, ends: Int64s) -> tuple[Uint8s, Int3
         end[open_node[open_depth]] = nodes
     token_start[nodes] = num_tokens
     first = np.zeros(257, np.int32)
-    for node in range(nodes):
-        if depth[node] == 0:
-            first[byte[node] + 1 :] = end[node]
+    node = 0
+    while node < nodes:
+        first[byte[node] + 1 :] = end[node]
+        node = end[node]
     return byte[:nodes].copy(), depth[:nodes].copy(), end[:nodes].copy(), token_start[: nodes + 1].copy(), first
 
 
 def order_of_words(text: Uint8s, starts: Int64s, ends: Int64s) -> Int64s:
     """Return the order that sorts the words text[starts[i]:ends[i]] by their bytes."""
     heads = _heads(text, starts, ends)
-    order = np.argsort(heads)
+    # The remainders of one place's exits come sorted: this kind finds such runs.
+    order = np.argsort(heads, kind="stable")
     _order_equal_heads(text, starts, ends, heads, order)
     return order
 

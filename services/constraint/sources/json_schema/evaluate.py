@@ -289,6 +289,8 @@ class Evaluator:
         verdict = self.holds(node.node, value)
         if verdict is not True:
             return verdict
+        if isinstance(value, Open):
+            return None  # what is to come may tell more parts of the node that hold
         if isinstance(value, dict) and node.members is not None:
             names = self._evaluated_names(node.node, value)
             return _all(self.holds(node.members, member) for name, member in value.items() if name not in names)

@@ -30,6 +30,8 @@ ANNOTATIONS = frozenset(
         "contentSchema",
     ]
 )
+# What gives a schema a name.
+NAMES = frozenset(("$id", "id", "$anchor", "$dynamicAnchor"))
 DEFINITIONS = frozenset(("$defs", "definitions"))
 
 NUMBER_KEYWORDS = frozenset(["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"])

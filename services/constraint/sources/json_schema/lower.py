@@ -70,6 +70,8 @@ from services.rpckit.status import GrammarSyntax, GrammarTooLarge, Unsatisfiable
 MAX_INDENT = 40
 # Declared properties beside minProperties or maxProperties: one rule per pair of property and count.
 MAX_COUNTED_PROPERTIES = 60
+# Numbers of one enum up to which each may be written in all forms that are the same number.
+MAX_NUMBERS_WITH_FORMS = 64
 
 _INDENT = Alternation((Bytes(b" "), Bytes(b"\t")))
 _LINE = Sequence((Bytes(b"\n"), Repeat(_INDENT, 0, MAX_INDENT)))
@@ -315,26 +317,46 @@ class _Lowering:
     # Constants
 
     def _constants(self, node: Constants) -> Expression:
-        scalars = tuple(dict.fromkeys(_scalar(value) for value in node.values if not isinstance(value, list | dict)))
-        options = [self._constant(value) for value in node.values if isinstance(value, list | dict)]
-        if scalars:
-            options.insert(0, Bytes(scalars[0]) if len(scalars) == 1 else Literals(scalars))
+        num_numbers = sum(map(_is_number, node.values))
+        has_forms = self._options.integers == "any" and num_numbers <= MAX_NUMBERS_WITH_FORMS
+        texts: dict[bytes, None] = {}
+        options: list[Expression] = []
+        for value in node.values:
+            if isinstance(value, list | dict) or (has_forms and _is_number(value)):
+                options.append(self._constant(value, has_forms=has_forms))
+            else:
+                texts[_scalar(value)] = None
+        if texts:
+            options.insert(0, Bytes(next(iter(texts))) if len(texts) == 1 else Literals(tuple(texts)))
         if not options:
             return NOTHING
-        if len(options) == 1 and (isinstance(options[0], Bytes) or len(scalars) <= 4):
+        if len(options) == 1 and (isinstance(options[0], Bytes) or len(texts) <= 4):
             return options[0]
         return self._rule(lambda: Alternation(tuple(options)), "enum")
 
-    def _constant(self, value: Json) -> Expression:
+    def _constant(self, value: Json, *, has_forms: bool) -> Expression:
+        """Return the expression of one value; numbers in every form that is the same number where it `has_forms`."""
+        if has_forms and _is_number(value):
+            assert isinstance(value, int | Decimal)
+            bound = numeric.Bound(Decimal(value), is_exclusive=False)
+            if abs(bound.value.adjusted()) < numeric.MAX_BOUND_DIGITS:
+                return numeric.number(False, bound, bound, (), "any")[0]
         if not isinstance(value, list | dict):
             return Bytes(_scalar(value))
         parts: list[Expression] = []
         if isinstance(value, list):
             for item in value:
-                parts += [*((self._comma,) if parts else ()), self._constant(item)]
+                parts += [*((self._comma,) if parts else ()), self._constant(item, has_forms=has_forms)]
             return self._layout.enclose(b"[", Sequence(tuple(parts)) if parts else None, b"]", may_be_empty=False)
-        for key, item in value.items():
-            parts += [*((self._comma,) if parts else ()), self._key(key), self._constant(item)]
+        members: list[Expression] = [
+            Sequence((self._key(key), self._constant(item, has_forms=has_forms))) for key, item in value.items()
+        ]
+        if self._options.property_order == "any":
+            # As many as there are, and none twice, which a check sees to: so each of them once.
+            inner = self._some_of(members, len(members), len(members)) if members else None
+            return self._layout.enclose(b"{", inner, b"}", may_be_empty=False)
+        for member in members:
+            parts += [*((self._comma,) if parts else ()), member]
         return self._layout.enclose(b"{", Sequence(tuple(parts)) if parts else None, b"}", may_be_empty=False)
 
     # Arrays
@@ -479,16 +501,19 @@ class _Lowering:
         minimum: int,
         maximum: int | None,
     ) -> Expression | None:
-        """Return members as they come. That none comes twice, and each required one comes, is for a check to see."""
-        if node.required:
-            self._combiner.blame(node, "required")
+        """Return members as they come. That none comes twice is for a check to see."""
         options = [member for member, _ in members]
+        # Where all are required and there are no others, each comes because as many come as there are.
+        if node.required and (extra is not None or len(node.required) < len(options)):
+            self._combiner.blame(node, "required")
         if extra is not None:
             options.append(extra)
-        if not options:
-            return None
+        return self._some_of(options, max(minimum, 1), maximum) if options else None
+
+    def _some_of(self, options: list[Expression], minimum: int, maximum: int | None) -> Expression:
+        """Return members, at least one, in any order."""
         member = self._rule(lambda: Alternation(tuple(options)), "member")
-        further = Repeat(Sequence((self._comma, member)), max(minimum, 1) - 1, None if maximum is None else maximum - 1)
+        further = Repeat(Sequence((self._comma, member)), minimum - 1, None if maximum is None else maximum - 1)
         return Sequence((member, further))
 
     def _more(self, extra: Expression | None) -> tuple[Expression, ...]:
@@ -591,6 +616,10 @@ def _parts_of_others(node: Object, found: set[str]) -> Iterator[Node]:
     for members in node.members:
         parts = [part for pattern, part in members.patterns if pattern in found]
         yield from parts or (members.additional,)
+
+
+def _is_number(value: Json) -> bool:
+    return isinstance(value, int | Decimal) and not isinstance(value, bool)
 
 
 def _scalar(value: Json) -> bytes:

@@ -225,6 +225,8 @@ class _Reader:
             if kind is None:
                 report = ("annotation", kw.unknown_note(keyword))
             elif kind == "annotation":
+                if keyword in kw.NAMES and not isinstance(schema[keyword], str):
+                    self._wrong(pointer, keyword, "a string")
                 report = _ANNOTATION
             elif keyword in kw.NEEDS and kw.NEEDS[keyword] not in schema:
                 report = ("annotation", f"without {kw.NEEDS[keyword]} it says nothing")
