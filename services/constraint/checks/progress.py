@@ -238,7 +238,7 @@ class JsonChecks:
             self._evaluator.has_met_part = False
             may_end = None if container.is_unique else self._holds_so_far(behind, frame)
             known = frame.remembered[key] = may_end, self.outlook(behind)
-            if not (container.is_unique or self._evaluator.has_met_part):
+            if not self._evaluator.has_met_part:
                 frame.remembered["met", some, progress.key] = tuple(self._evaluator.met.values())
         return known
 
@@ -255,6 +255,8 @@ class JsonChecks:
         met: tuple[Node, ...] | None = frame.remembered.get(("met", some, progress.key))
         if met is None:
             return None
+        if frame.container.is_unique and identity(value) in self._identities(frame):
+            return False, FREE
         signature = (progress.key, *(self._evaluator.holds(node, value) for node in met))
         known: tuple[bool, Outlook] | None = frame.remembered.get(signature)
         if known is None:
@@ -408,10 +410,8 @@ class JsonChecks:
         if frame is None:
             return Progress(None, Place.AFTER)
         container = frame.container
-        if container.is_unique:
-            identified = identity(value)
-            if any(identity(other) == identified for other in frame.values):
-                return None
+        if container.is_unique and identity(value) in self._identities(frame):
+            return None
         name = key if container.is_object else None
         kept = identity(value) if container.keeps_values else None
         behind = frame.with_value(value, name, self._number((frame.number, name, kept)))
@@ -482,6 +482,14 @@ class JsonChecks:
 
     def _holds_all(self, nodes: tuple[Node, ...], value: Value) -> bool:
         return all(self._evaluator.holds(node, value) is True for node in nodes)
+
+    @staticmethod
+    def _identities(frame: Frame) -> frozenset[object]:
+        """Return what an item of a list must not be equal to."""
+        if "identities" not in frame.remembered:
+            frame.remembered["identities"] = frozenset(map(identity, frame.values))
+        found: frozenset[object] = frame.remembered["identities"]
+        return found
 
     def key_texts(self, frame: Frame) -> list[bytes]:
         """Return the keys of an object as they are written, quotes included."""
