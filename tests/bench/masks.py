@@ -27,6 +27,7 @@ import platform
 import sys
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from rich.table import Table
 from services.constraint.checking import Case, CaseOutcome, Prepare, RunCase, TokenizerChoice, parse_case
 from services.constraint.job_processes import JobCrashedError, JobTimedOutError
 from services.constraint.prepared_process import PreparedProcess
+from services.constraint.sources import SourceOptions
 from tests.bench import batch, peers
 
 DATA = Path(os.environ.get("ESPALIER_DATA", "../shared/data")) / "maskbench-dev.jsonl.gz"
@@ -58,6 +60,7 @@ def main() -> int:
     parser.add_argument("--peers", default=",".join(peers.installed()), help="engines beside ours, by comma")
     parser.add_argument("--only-ours", action="store_true")
     parser.add_argument("--xgrammar-every", type=int, default=10, help="of these schemas, every n-th for xgrammar")
+    parser.add_argument("--property-order", choices=["schema", "any"], default="schema", help="ours only")
     parser.add_argument("--batch", action="store_true", help="64 sequences at once, on one thread and on two")
     parser.add_argument("--batch-groups", type=int, default=8, help="groups of 32 schemas")
     parser.add_argument("--out", type=Path, default=Path("build/bench-mask.json"))
@@ -72,6 +75,8 @@ def main() -> int:
         return 2
     with gzip.open(DATA, "rt", encoding="utf-8") as lines:
         cases = [case for case in map(parse_case, lines) if case.tests][:: arguments.every][: arguments.limit]
+    options = SourceOptions(property_order=arguments.property_order)
+    cases = [replace(case, options=options) for case in cases]
     tokenizer = TokenizerChoice(arguments.tokenizer or demo_tokenizer())
     if arguments.batch:
         report = run_batches(cases, tokenizer, names, arguments.batch_groups)
@@ -206,6 +211,7 @@ def _row(name: str, outcomes: dict[Any, CaseOutcome], case_ids: set[Any]) -> dic
         "right": sum(_is_right(outcomes, outcome.case_id) for outcome in chosen),
         "invalid_accepted": sorted({outcome.case_id for outcome, test in wrong if test.is_accepted}),
         "valid_refused": sorted({outcome.case_id for outcome, test in wrong if test.is_valid}),
+        "not_run": {outcome.case_id: outcome.reason for outcome in chosen if outcome.status != "ok"},
         "compile_ms": quantiles(outcome.compile_us / 1e3 for outcome in chosen if outcome.compile_us is not None),
         "cold_us": quantiles(time for outcome in chosen for time in outcome.mask_us),
         "warm_us": quantiles(time for outcome in chosen for time in outcome.warm_mask_us),
@@ -273,6 +279,7 @@ def show(report: dict[str, Any]) -> None:
     for row in report["all"]:
         console.print(f"{row['engine']}: {row['statuses']}")
     (ours,) = (row for row in report["all"] if row["engine"] == OURS)
+    console.print(f"ours does not run {ours['not_run']}")
     console.print(f"ours accepts invalid instances of {ours['invalid_accepted']}")
     console.print(f"ours refuses valid instances of {ours['valid_refused']}")
 
