@@ -9,7 +9,7 @@ import pytest
 
 from gateway.decode.guided import Guide
 from gateway.decode.interfaces import CompileOptions, Constraint, Guidance
-from services.constraint.checks import checked_matcher
+from services.constraint.checks import AnyMatcher, CheckedMatcher
 from services.rpckit.status import LeaseExpired, NotReady
 from services.vocabulary import Vocabulary
 from tests.support.acceptance import byte_trie, matcher_of
@@ -17,7 +17,6 @@ from tests.support.random_decoding import EngineStream
 
 SCHEMA = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
 TEXT = '["one","two","three","four","five"]'
-MAX_STATES = 6
 
 
 @pytest.fixture
@@ -25,41 +24,40 @@ def vocabulary() -> Vocabulary:
     return byte_trie().vocabulary
 
 
-@pytest.fixture
-def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checked_matcher, "_MAX_STATES", MAX_STATES)
+def forget(matcher: AnyMatcher, state: int) -> None:
+    """Have states forgotten, as when there are too many, until this one is."""
+    assert isinstance(matcher, CheckedMatcher)
+    while matcher.has_state(state):
+        matcher._forget()
 
 
-@pytest.mark.usefixtures("forgetful")
 def test_a_state_that_was_forgotten_is_named(vocabulary: Vocabulary) -> None:
     matcher = matcher_of(SCHEMA)
     first, *rest = vocabulary.encode(TEXT)
     state = matcher.accept(matcher.start, [first])
     matcher.accept(state, rest)
-    assert not matcher.has_state(state)
+    forget(matcher, state)
     with pytest.raises(LeaseExpired, match=f"no state {state} "):
         matcher.guidance(state)
     assert matcher.is_accepting(matcher.accept(matcher.start, [first, *rest]))
 
 
-@pytest.mark.usefixtures("forgetful")
 async def test_a_gateway_replays_what_leads_to_a_forgotten_state(vocabulary: Vocabulary) -> None:
     matcher = matcher_of(SCHEMA)
     token_ids = vocabulary.encode(TEXT)
-    points: list[tuple[int, Guidance]] = []
+    points: list[Guidance] = []
     guide = await started(matcher)
-    for number, token_id in enumerate(token_ids):
-        points.append((number, guide.guidance))
+    for token_id in token_ids:
+        points.append(guide.guidance)
         guide.take(token_id, await guide.look(token_id))
-    num_kept, guidance = points[3]
-    assert not matcher.has_state(guidance.after_forced.configuration_id)
+    forget(matcher, points[3].after_forced.configuration_id)
 
-    guide.back_to(num_kept, guidance)
+    guide.back_to(3, points[3])
     (other,) = vocabulary.encode("x")
     again = await guide.look(other)
 
     expected = await started(matcher_of(SCHEMA))
-    for token_id in [*token_ids[:num_kept], other]:
+    for token_id in [*token_ids[:3], other]:
         expected.take(token_id, await expected.look(token_id))
     assert again.bitmask.tolist() == expected.guidance.bitmask.tolist()
     assert again.is_settled == expected.guidance.is_settled
@@ -78,7 +76,7 @@ async def test_a_service_that_forgets_at_once_is_not_ready(vocabulary: Vocabular
         await guide.look(vocabulary.encode("[")[0])
 
 
-async def started(matcher: Any) -> Guide:
+async def started(matcher: AnyMatcher) -> Guide:
     guide = Guide(EngineStream(matcher), Constraint("json_schema"), CompileOptions())
     await guide.start()
     return guide
