@@ -7,12 +7,13 @@ led there, equal ones have the same number for as long as it is remembered.
 from __future__ import annotations
 
 import re
+import sys
 import threading
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Final, NamedTuple, TypeAlias
+from functools import partial, wraps
+from typing import Final, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from services.constraint.checks.progress import FREE, UNKNOWN, Frame, JsonChecks
 from services.constraint.checks.token_classes import Action, Start, TokenClass, TokenClasses
 from services.constraint.core.engine import TERMINATED, Forcing, Guidance, Matcher
 from services.constraint.sources.json_schema.keys import key_bytes
-from services.rpckit.status import LeaseExpired, TokenRejected
+from services.rpckit.status import LeaseExpired, OutOfFuel, TokenRejected
 from services.vocabulary import allowed_token_ids
 
 # By place, and whether that is in an object.
@@ -41,11 +42,30 @@ _LITERALS: Final = (b"true", b"false", b"null")
 # A string's body that is not inside an escape.
 _ENDS_WHOLE: Final = re.compile(rb"(?:[^\\]|\\u[0-9A-Fa-f]{4}|\\[^u])*", re.DOTALL)
 Bitmask: TypeAlias = npt.NDArray[np.int32]
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
-# States of one grammar that are remembered; beyond it the older half is forgotten.
-_MAX_STATES: Final = 200_000
-# About what a state takes, in bytes.
+# About what a state takes, and a value in its container.
 _STATE_BYTES: Final = 1000
+_VALUE_BYTES: Final = 50
+
+
+def _within_depth(method: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Make a text that is nested too deep for Python an error of its own."""
+
+    @wraps(method)
+    def call(*arguments: _P.args, **named: _P.kwargs) -> _T:
+        try:
+            return method(*arguments, **named)
+        except RecursionError:
+            limit = sys.getrecursionlimit()
+            raise OutOfFuel(
+                f"the text is nested deeper than its checks follow (limit max_check_depth, about {limit} levels)",
+                limit="max_check_depth",
+                value=limit,
+            ) from None
+
+    return call
 
 
 class CheckedMatcher:
@@ -53,7 +73,12 @@ class CheckedMatcher:
 
     is_plain: Final = False
 
-    def __init__(self, matcher: Matcher, checks: JsonChecks, classes: TokenClasses) -> None:
+    def __init__(
+        self, matcher: Matcher, checks: JsonChecks, classes: TokenClasses, *, max_bytes: int = 64 << 20
+    ) -> None:
+        """Where the states take more than `max_bytes`, the older half of them is forgotten."""
+        self._max_bytes = max_bytes
+        self._num_state_bytes = 0
         self._matcher = matcher
         self._checks = checks
         self._classes = classes
@@ -72,8 +97,9 @@ class CheckedMatcher:
     @property
     def num_bytes(self) -> int:
         """About how many bytes this matcher holds now."""
-        return self._matcher.num_bytes + _STATE_BYTES * len(self._states)
+        return self._matcher.num_bytes + self._num_state_bytes
 
+    @_within_depth
     def accept(self, state: int, token_ids: Sequence[int]) -> int:
         """Return the state behind `token_ids`.
 
@@ -91,6 +117,7 @@ class CheckedMatcher:
             self._get(state)
         return state
 
+    @_within_depth
     def fill_bitmask(self, state: int, out: npt.NDArray[np.int32]) -> None:
         """Write the mask of `state` to `out` (words,), the caller's own.
 
@@ -116,6 +143,7 @@ class CheckedMatcher:
         """Tell whether a state was numbered here and is remembered."""
         return state == TERMINATED or state in self._states
 
+    @_within_depth
     def guidance(self, state: int) -> Guidance:
         """Return what may follow `state`.
 
@@ -193,11 +221,12 @@ class CheckedMatcher:
         value = (behind, *self._checks.value_of(further))
         number = self._number_of.get(value)
         if number is None:
-            if len(self._states) >= _MAX_STATES:
-                self._forget()
             number = self._number_of[value] = self._num_made
             self._num_made += 1
             self._states[number] = behind, further
+            self._num_state_bytes += _bytes_of(further)
+            if self._num_state_bytes > self._max_bytes:
+                self._forget()
         self._next[state, token_id] = number
         return number
 
@@ -205,6 +234,9 @@ class CheckedMatcher:
         """Forget the older half of the states; who still needs one replays its tokens."""
         kept = list(self._states.items())[len(self._states) // 2 :]
         self._states = {0: self._states[0], **dict(kept)}
+        self._num_state_bytes = sum(_bytes_of(progress) for _, progress in self._states.values())
+        self._longest.clear()
+        self._checks.forget()
         self._next = {key: state for key, state in self._next.items() if state in self._states}
         self._number_of = {value: state for value, state in self._number_of.items() if state in self._states}
 
@@ -444,6 +476,12 @@ def _is_whole(progress: Progress) -> bool:
     except UnicodeDecodeError:
         return False
     return b"\\" not in text or _ENDS_WHOLE.fullmatch(text) is not None
+
+
+def _bytes_of(progress: Progress) -> int:
+    """Return about how many bytes a state takes."""
+    num_values = 0 if progress.frame is None else len(progress.frame.contents)
+    return _STATE_BYTES + _VALUE_BYTES * num_values + len(progress.text)
 
 
 def _clear(row: Bitmask, token_id: int) -> None:

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import Enum, auto
+from itertools import count
 from typing import Any, Final, NamedTuple
 
 from services.constraint.sources.json_schema.evaluate import (
@@ -31,6 +32,7 @@ _SCALAR_BODY: Final = re.compile(rb"[^,\]} \t\n\r]*")
 _LITERALS: Final[dict[bytes, Json]] = {b"true": True, b"false": False, b"null": None}
 # Items or members of a container up to which it is judged again with each one; beyond it, when it is closed.
 _MAX_EARLY: Final = 256
+_MAX_INTEGER_DIGITS: Final = 4000
 
 
 class Place(Enum):
@@ -145,6 +147,7 @@ class JsonChecks:
         self._obligations = obligations
         self._evaluator = obligations.evaluator
         self._numbers: dict[tuple[object, ...], int] = {}
+        self._next_number = count(1)
         self.start: Final = Progress(None, Place.VALUE, nodes=obligations.of_root())
 
     def feed(self, progress: Progress, data: bytes) -> Progress | None:
@@ -190,6 +193,10 @@ class JsonChecks:
         frame = progress.frame
         number = 0 if frame is None else frame.number
         return progress.place, progress.text, progress.key, number, tuple(map(id, progress.nodes))
+
+    def forget(self) -> None:
+        """Let go of the numbers given so far; equal frames get other ones from now on."""
+        self._numbers.clear()
 
     # What may follow
 
@@ -432,7 +439,10 @@ class JsonChecks:
         return Progress(frame, Place.VALUE, nodes=self._obligations.of_item(container.arrays, 0))
 
     def _number(self, value: tuple[object, ...]) -> int:
-        return self._numbers.setdefault(value, len(self._numbers) + 1)
+        number = self._numbers.get(value)
+        if number is None:
+            number = self._numbers[value] = next(self._next_number)
+        return number
 
     def _container(
         self, parent: Frame | None, key: str | None, nodes: tuple[Node, ...], *, is_object: bool
@@ -520,4 +530,6 @@ def _string(text: bytes) -> str:
 def _scalar(text: bytes) -> Json:
     if text in _LITERALS:
         return _LITERALS[text]
-    return Decimal(text.decode()) if any(sign in text for sign in b".eE") else int(text)
+    # Python takes no longer integers than 4,300 digits.
+    is_integer = len(text) < _MAX_INTEGER_DIGITS and not any(sign in text for sign in b".eE")
+    return int(text) if is_integer else Decimal(text.decode())
