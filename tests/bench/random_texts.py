@@ -83,7 +83,8 @@ class Writer:
                 return run
             run = replace(run, keywords=tuple(keywords))
             grammar = Matcher(compile_grammar(built.grammar), self._trie)
-            matcher = checked(grammar, source, options, built.inexact, self._classes)
+            assert built.schema is not None, "keywords are of a JSON Schema"
+            matcher = checked(grammar, built.schema, built.inexact or frozenset(), self._classes)
         except ServiceError as error:
             return replace(run, error=error.reason)
         limits = Limits(task.max_tokens, False, 0.0, 16, _NO_LIMIT, _NO_LIMIT)
