@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import pytest
 
-from services.constraint.core.regex import automaton, nfa, parse
+from services.constraint.core.regex import automaton, formulas, nfa, parse
 from services.constraint.sources import ConstraintSource, SourceOptions, build
 from services.constraint.sources.json_schema import document, numeric, schema
 from services.constraint.sources.json_schema import keywords as kw
@@ -248,5 +248,7 @@ def test_documentation_lists_every_limit_as_the_code_has_it() -> None:
         "max_count": parse.MAX_COUNT,
         "max_nfa_states": nfa.MAX_NFA_STATES,
         "max_dfa_states": automaton.MAX_DFA_STATES,
+        "max_formula_nodes": formulas.MAX_FORMULA_NODES,
+        "max_formula_depth": formulas.MAX_FORMULA_DEPTH,
     }
     assert documented(JSON_SCHEMA_PAGE, "Limits") == {name: f"{value:,}" for name, value in expected.items()}
