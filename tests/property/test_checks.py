@@ -52,6 +52,7 @@ MERGES = (
     (",", '"'),
 )
 TRIE = TokenTrie(vocabulary(MERGES))
+SPELLED = [(token, spelled) for token, spelled in enumerate(TRIE.vocabulary.token_bytes) if spelled]
 OPTIONS = st.builds(
     SourceOptions,
     whitespace=st.sampled_from(["compact", "bounded"]),
@@ -98,18 +99,44 @@ def test_walks_that_end_are_valid(schema: Any, options: SourceOptions, seed: int
             assert validate(source, options, text) == []
 
 
+def cut(text: bytes, rng: random.Random) -> list[int]:
+    """Cut a text into tokens at random."""
+    tokens, at = [], 0
+    while at < len(text):
+        fitting = [token for token, spelled in SPELLED if text.startswith(spelled, at)]
+        token = rng.choice(fitting)
+        tokens.append(token)
+        at += len(TRIE.vocabulary.token_bytes[token] or b"")
+    return tokens
+
+
+def allows(matcher: Any, tokens: list[int]) -> bool:
+    """Tell whether each token is in the mask before it, and the end token in the last."""
+    row = np.zeros(bitmask_words(TRIE.vocabulary.vocab_size), np.int32)
+    state = matcher.start
+    for token in [*tokens, *TRIE.vocabulary.eos_token_ids]:
+        matcher.fill_bitmask(state, row)
+        if not row[token >> 5] >> (token & 31) & 1:
+            return False
+        state = matcher.accept(state, [token])
+    return True
+
+
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data(), schema=schemas(), seed=st.integers(0, 1 << 30))
 def test_texts_are_judged_as_the_validator_does(data: st.DataObject, schema: Any, seed: int) -> None:
+    """Whatever tokens they are cut into."""
     options = SourceOptions(property_order="any")
     source = ConstraintSource("json_schema", json.dumps(schema))
     values = [data.draw(instances()) for _ in range(8)]
     expected = [jsonschema.Draft202012Validator(schema).is_valid(value) for value in values]
     try:
-        matcher = matcher_of(schema, options)
+        matcher, by_tokens = matcher_of(schema, options), matcher_of(schema, options, TRIE)
     except ServiceError:
         assert not any(expected)
         return
+    rng = random.Random(seed)
     for value, is_valid in zip(values, expected, strict=True):
         text = json.dumps(value, ensure_ascii=False).encode()
         assert accepts(matcher, text) == is_valid, (value, validate(source, options, text))
+        assert allows(by_tokens, cut(text, rng)) == is_valid
