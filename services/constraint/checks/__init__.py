@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from services.constraint.checks.checked_matcher import CheckedMatcher
-from services.constraint.checks.progress import JsonChecks
 from services.constraint.checks.token_classes import TokenClasses
 from services.constraint.core.engine import Matcher
 from services.constraint.sources.json_schema import Obligations, Schema
@@ -15,7 +14,7 @@ AnyMatcher: TypeAlias = Matcher | CheckedMatcher
 
 def checked(matcher: Matcher, schema: Schema, inexact: frozenset[str], classes: TokenClasses) -> CheckedMatcher:
     """Return a matcher that sees to what the grammar of `matcher` does not; `inexact` is as in `BuiltSource`."""
-    return CheckedMatcher(matcher, JsonChecks(Obligations(schema, inexact)), classes)
+    return CheckedMatcher(matcher, Obligations(schema, inexact), classes)
 
 
-__all__ = ["AnyMatcher", "CheckedMatcher", "JsonChecks", "TokenClasses", "checked"]
+__all__ = ["AnyMatcher", "CheckedMatcher", "TokenClasses", "checked"]

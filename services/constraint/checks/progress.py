@@ -12,23 +12,19 @@ from dataclasses import dataclass
 from decimal import Decimal
 from enum import Enum, auto
 from itertools import count
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from services.constraint.sources.json_schema.evaluate import (
-    SOME_NUMBER,
-    SOME_STRING,
     Open,
     Value,
     identity,
-    is_part_unknown,
 )
-from services.constraint.sources.json_schema.keys import key_bytes
 from services.constraint.sources.json_schema.nodes import Array, Json, Node, NoValue, Object
 from services.constraint.sources.json_schema.obligations import Kind, Obligations
 
 _SPACE: Final = b" \t\n\r"
-_STRING_BODY: Final = re.compile(rb'(?:[^"\\]|\\.)*', re.DOTALL)
-_SCALAR_BODY: Final = re.compile(rb"[^,\]} \t\n\r]*")
+STRING_BODY: Final = re.compile(rb'(?:[^"\\]|\\.)*', re.DOTALL)
+SCALAR_BODY: Final = re.compile(rb"[^,\]} \t\n\r]*")
 _LITERALS: Final[dict[bytes, Json]] = {b"true": True, b"false": False, b"null": None}
 # Items or members of a container up to which it is judged again with each one; beyond it, when it is closed.
 _MAX_EARLY: Final = 256
@@ -76,23 +72,6 @@ class Container:
     def is_judged(self) -> bool:
         """Whether each of its values is judged when it ends."""
         return bool(self.early_wholes) or self.is_unique
-
-
-class Outlook(NamedTuple):
-    """What may come behind a value, or before the first: True, False, or None where each token must be looked at.
-
-    `outer` ones are of what is around the container, once that is closed.
-    """
-
-    may_close: bool | None = True
-    may_go_on: bool | None = True
-    may_close_outer: bool | None = True
-    may_go_on_outer: bool | None = True
-    may_refuse_outer: bool = False
-
-
-FREE: Final = Outlook()
-UNKNOWN: Final = Outlook(None, None, None, None, may_refuse_outer=True)
 
 
 class Frame:
@@ -172,7 +151,7 @@ class JsonChecks:
     def may_end(self, progress: Progress) -> bool:
         """Tell whether the text may end where the grammar lets it."""
         if progress.place is Place.IN_SCALAR and progress.nodes:
-            return self._holds_all(progress.nodes, _scalar(progress.text))
+            return self._holds_all(progress.nodes, scalar_of(progress.text))
         return True
 
     def is_settled(self, progress: Progress) -> bool:
@@ -198,171 +177,34 @@ class JsonChecks:
         """Let go of the numbers given so far; equal frames get other ones from now on."""
         self._numbers.clear()
 
-    # What may follow
-
     def ended(self, progress: Progress) -> Progress | None:
         """Return the place behind the string or scalar that is being read, as it is; None where a check refuses it."""
         text = progress.text
         if progress.place is Place.IN_KEY:
-            return self._end_key(progress, _string(text))
+            return self._end_key(progress, string_of(text))
         if not self._needs_value(progress):
             return self._end_value(progress, None)
-        return self._end_value(progress, _string(text) if progress.place is Place.IN_STRING else _scalar(text))
-
-    def value_ended_by(self, progress: Progress, data: bytes) -> str | int | Decimal | None:
-        """Return the string or number that is being read as a token ends it, or the string that it begins with.
-
-        None where that is judged by itself, and for other values.
-        """
-        if progress.place is Place.VALUE:
-            if self._obligations.of_kind(progress.nodes, str):
-                return None
-            return _string(_STRING_BODY.match(data, data.index(b'"') + 1).group())  # type: ignore[union-attr]
-        if progress.nodes:
-            return None
-        if progress.place is Place.IN_STRING:
-            return _string(_STRING_BODY.match(progress.text + data).group())  # type: ignore[union-attr]
-        value = _scalar(_SCALAR_BODY.match(progress.text + data).group())  # type: ignore[union-attr]
-        return value if isinstance(value, int | Decimal) and not isinstance(value, bool) else None
-
-    def outlook_behind_some(self, progress: Progress) -> tuple[bool | None, Outlook]:
-        """Tell whether what is being read may end, whatever it becomes, and what may follow then."""
-        frame = progress.frame
-        if progress.nodes and progress.place is not Place.VALUE:
-            return None, UNKNOWN
-        if frame is None or not frame.container.may_refuse:
-            return True, FREE
-        container = frame.container
-        is_number = progress.place is Place.IN_SCALAR
-        if container.wholes and is_number and progress.text[:1] not in b"-0123456789":
-            return None, UNKNOWN  # true, false and null are few, and short
-        some = SOME_NUMBER if is_number else SOME_STRING
-        key = (some, progress.key)
-        known: tuple[bool | None, Outlook] | None = frame.remembered.get(key)
-        if known is None:
-            behind = frame.with_value(some, progress.key if container.is_object else None)
-            self._evaluator.met.clear()
-            self._evaluator.has_met_part = False
-            may_end = None if container.is_unique else self._holds_so_far(behind, frame)
-            known = frame.remembered[key] = may_end, self.outlook(behind)
-            if not self._evaluator.has_met_part:
-                frame.remembered["met", some, progress.key] = tuple(self._evaluator.met.values())
-        return known
-
-    def outlook_behind(self, progress: Progress, value: str | int | Decimal) -> tuple[bool, Outlook] | None:
-        """Tell as `outlook_behind_some` of the value that is being read or comes next, where it is `value`.
-
-        All that the checks of the container know of a scalar is which of a few nodes it is one of, so that values of
-        which the same is true have the same outlook. None where each value is a case of its own.
-        """
-        frame = progress.frame
-        if frame is None:
-            return None
-        some = SOME_STRING if isinstance(value, str) else SOME_NUMBER
-        met: tuple[Node, ...] | None = frame.remembered.get(("met", some, progress.key))
-        if met is None:
-            return None
-        if frame.container.is_unique and identity(value) in self._identities(frame):
-            return False, FREE
-        signature = (progress.key, *(self._evaluator.holds(node, value) for node in met))
-        known: tuple[bool, Outlook] | None = frame.remembered.get(signature)
-        if known is None:
-            behind = frame.with_value(value, progress.key if frame.container.is_object else None)
-            may_end = self._holds_so_far(behind, frame) is not False
-            outlook = self.outlook(behind) if may_end else FREE
-            outer = frame.container.parent
-            if outer is not None and (outer.container.is_judged or outer.container.wholes):
-                outlook = outlook._replace(may_close_outer=None, may_go_on_outer=None)
-            known = frame.remembered[signature] = may_end, outlook
-        return known
-
-    def outlook(self, frame: Frame | None) -> Outlook:
-        """Return what may follow in a container, where no value is being read."""
-        if frame is None or not frame.container.may_refuse:
-            return FREE
-        known: Outlook | None = frame.remembered.get("outlook")
-        if known is None:
-            known = frame.remembered["outlook"] = self._look_out(frame)
-        return known
-
-    def _look_out(self, frame: Frame) -> Outlook:
-        container, parent = frame.container, frame.container.parent
-        only = container.only_names
-        may_go_on = only is None or len(frame.members) < len(only)
-        may_close: bool | None = False
-        if container.required <= frame.members.keys():
-            may_close = self._holds(container.wholes, frame.contents)
-        if parent is None or may_close is False or not parent.container.may_refuse:
-            return Outlook(may_close, may_go_on)
-        outer = parent.container
-        if not outer.is_judged and not outer.wholes:
-            num_members = len(parent.members) + 1
-            may_close_outer = all(name in parent.members or name == container.key for name in outer.required)
-            may_go_on_outer = outer.only_names is None or num_members < len(outer.only_names)
-            return Outlook(may_close, may_go_on, may_close_outer, may_go_on_outer, may_refuse_outer=True)
-        if may_close is None or is_part_unknown(frame.contents):
-            return Outlook(None, may_go_on, None, None, may_refuse_outer=True)
-        closed = self._added(parent, container.key, frame.contents)
-        if closed is None:
-            return Outlook(False, may_go_on)
-        around = self.outlook(closed.frame)
-        return Outlook(may_close, may_go_on, around.may_close, around.may_go_on, may_refuse_outer=True)
-
-    def judged_kinds(self, nodes: tuple[Node, ...], frame: Frame | None) -> str:
-        """Return which of the values that may begin here are judged when they end.
-
-        `s` stands for strings, `n` for other scalars, `{` for containers.
-        """
-        if frame is not None and frame.container.is_judged:
-            return "sn{"
-        if not nodes:
-            return ""
-        of_kind = self._obligations.of_kind
-        found = "s" if of_kind(nodes, str) else ""
-        found += "n" if any(of_kind(nodes, kind) for kind in (float, bool, None)) else ""
-        return found + ("{" if any(of_kind(nodes, kind) for kind in (dict, list)) else "")
-
-    def next_item_nodes(self, frame: Frame | None) -> tuple[Node, ...]:
-        """Return what the item behind the next comma of a list must satisfy."""
-        return () if frame is None else self._obligations.of_item(frame.container.arrays, frame.num_items + 1)
-
-    def _holds_so_far(self, frame: Frame, before: Frame) -> bool | None:
-        """Tell whether a container with one more value than before may still become what it must be."""
-        evaluator, num_met = self._evaluator, len(self._evaluator.met)
-        verdict = self._holds(frame.container.early_wholes, Open(frame.contents, before.contents))
-        is_open = verdict is None and len(evaluator.met) == num_met and not evaluator.has_met_part
-        return True if is_open else verdict
-
-    def _holds(self, nodes: tuple[Node, ...], value: Value) -> bool | None:
-        result: bool | None = True
-        for node in nodes:
-            verdict = self._evaluator.holds(node, value)
-            if verdict is False:
-                return False
-            result = result and verdict
-        return result
-
-    # Reading
+        return self._end_value(progress, string_of(text) if progress.place is Place.IN_STRING else scalar_of(text))
 
     def _read_string(self, progress: Progress, data: bytes, at: int) -> tuple[int, Progress | None]:
         is_kept = progress.place is Place.IN_KEY or self._needs_value(progress)
         text = progress.text + data[at:] if progress.text else data[at:]
-        end = _STRING_BODY.match(text).end()  # type: ignore[union-attr]
+        end = STRING_BODY.match(text).end()  # type: ignore[union-attr]
         if end == len(text) or text[end] != 0x22:
             # All of it is inside; a lone backslash at the end waits for what it escapes.
             rest = text if is_kept else text[end:]
             return len(data), Progress(progress.frame, progress.place, rest, progress.key, progress.nodes)
         at += end + 1 - len(progress.text)
         if progress.place is Place.IN_KEY:
-            return at, self._end_key(progress, _string(text[:end]))
-        return at, self._end_value(progress, _string(text[:end]) if is_kept else "")
+            return at, self._end_key(progress, string_of(text[:end]))
+        return at, self._end_value(progress, string_of(text[:end]) if is_kept else "")
 
     def _read_scalar(self, progress: Progress, data: bytes, at: int) -> tuple[int, Progress | None]:
-        end = _SCALAR_BODY.match(data, at).end()  # type: ignore[union-attr]
+        end = SCALAR_BODY.match(data, at).end()  # type: ignore[union-attr]
         text = progress.text + data[at:end]
         if end == len(data):
             return end, Progress(progress.frame, progress.place, text, progress.key, progress.nodes)
-        return end, self._end_value(progress, _scalar(text) if self._needs_value(progress) else None)
+        return end, self._end_value(progress, scalar_of(text) if self._needs_value(progress) else None)
 
     def _needs_value(self, progress: Progress) -> bool:
         return bool(progress.nodes) or (progress.frame is not None and progress.frame.container.keeps_values)
@@ -410,14 +252,14 @@ class JsonChecks:
         """Return the place behind a scalar."""
         if progress.nodes and not self._holds_all(progress.nodes, value):
             return None
-        return self._added(progress.frame, progress.key, value)
+        return self.added(progress.frame, progress.key, value)
 
-    def _added(self, frame: Frame | None, key: str | None, value: Value) -> Progress | None:
+    def added(self, frame: Frame | None, key: str | None, value: Value) -> Progress | None:
         """Return the place behind a value that is right on its own."""
         if frame is None:
             return Progress(None, Place.AFTER)
         container = frame.container
-        if container.is_unique and identity(value) in self._identities(frame):
+        if container.is_unique and identity(value) in identities_in(frame):
             return None
         name = key if container.is_object else None
         kept = identity(value) if container.keeps_values else None
@@ -488,25 +330,18 @@ class JsonChecks:
         container = frame.container
         if not container.required <= frame.members.keys() or not self._holds_all(container.wholes, frame.contents):
             return None
-        return self._added(container.parent, container.key, frame.contents)
+        return self.added(container.parent, container.key, frame.contents)
 
     def _holds_all(self, nodes: tuple[Node, ...], value: Value) -> bool:
         return all(self._evaluator.holds(node, value) is True for node in nodes)
 
-    @staticmethod
-    def _identities(frame: Frame) -> frozenset[object]:
-        """Return what an item of a list must not be equal to."""
-        if "identities" not in frame.remembered:
-            frame.remembered["identities"] = frozenset(map(identity, frame.values))
-        found: frozenset[object] = frame.remembered["identities"]
-        return found
 
-    def key_texts(self, frame: Frame) -> list[bytes]:
-        """Return the keys of an object as they are written, quotes included."""
-        if "keys" not in frame.remembered:
-            frame.remembered["keys"] = [key_bytes(name) for name in frame.members]
-        texts: list[bytes] = frame.remembered["keys"]
-        return texts
+def identities_in(frame: Frame) -> frozenset[object]:
+    """Return what an item of a list must not be equal to, where items are unique."""
+    if "identities" not in frame.remembered:
+        frame.remembered["identities"] = frozenset(map(identity, frame.values))
+    found: frozenset[object] = frame.remembered["identities"]
+    return found
 
 
 def _only_names(node: Object) -> frozenset[str] | None:
@@ -519,7 +354,7 @@ def _only_names(node: Object) -> frozenset[str] | None:
     return only
 
 
-def _string(text: bytes) -> str:
+def string_of(text: bytes) -> str:
     """Return the string that is written between quotes as `text`."""
     if b"\\" not in text:
         return text.decode()
@@ -527,7 +362,8 @@ def _string(text: bytes) -> str:
     return decoded
 
 
-def _scalar(text: bytes) -> Json:
+def scalar_of(text: bytes) -> Json:
+    """Return the number or literal that is written as `text`."""
     if text in _LITERALS:
         return _LITERALS[text]
     # Python takes no longer integers than 4,300 digits.
