@@ -243,7 +243,7 @@ class JsonChecks:
         if name in frame.members or (container.only_names is not None and name not in container.only_names):
             return None
         for node in container.objects:
-            if self._obligations.needs_check(node.names) and self._evaluator.holds(node.names, name) is not True:
+            if self._obligations.has_judged_names(node) and self._evaluator.holds(node.names, name) is not True:
                 return None
         nodes = self._obligations.of_member(container.objects, name)
         return Progress(frame, Place.COLON, b"", name, nodes)
@@ -304,7 +304,7 @@ class JsonChecks:
         is_unique = any(node.is_unique and has(node, "uniqueItems") for node in arrays)
         is_judged = bool(wholes) or is_unique
         required = frozenset[str]().union(*(node.required for node in objects if has(node, "required")))
-        has_names = any(self._obligations.needs_check(node.names) for node in objects)
+        has_names = any(map(self._obligations.has_judged_names, objects))
         return Container(
             parent,
             key,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from services.constraint.sources.json_schema import document
+from services.constraint.sources.json_schema.combine import EVERYWHERE
 from services.constraint.sources.json_schema.keywords import COMBINING_KEYWORDS, NEEDS
 from services.constraint.sources.json_schema.lower import common_grammar, lower
 from services.constraint.sources.json_schema.obligations import Obligations, may_repeat_names
@@ -35,27 +36,38 @@ def _as_enforced(keywords: tuple[KeywordReport, ...], inexact: frozenset[str]) -
     if not inexact:
         return keywords
     known = {line.pointer for line in keywords}
+    # Whole schemas are blamed where their parts could not be merged.
+    merged = {pointer.removesuffix("/*") for pointer in inexact if pointer.endswith("/*")}
     checked: set[str] = set()
     for pointer in inexact:
+        if pointer.endswith("/*"):
+            continue
         # A part that has no line of its own is said of the nearest keyword around it.
         at = pointer
         while at not in known and "/" in at:
-            at = at.rpartition("/")[0]
+            at = _around(at)
         checked.add(at)
+    # What stands in these is not in the grammar at all.
+    outside = tuple(f"{pointer}/" for pointer in checked if pointer.endswith(("/not", "/if", "/contains")))
 
     def is_checked(line: KeywordReport) -> bool:
-        schema = line.pointer.rpartition("/")[0]
+        schema = _around(line.pointer)
         return (
-            line.pointer in checked
+            EVERYWHERE in inexact
+            or line.pointer in checked
+            or line.pointer.startswith(outside)
             or f"{schema}/{NEEDS.get(line.keyword)}" in checked
-            # A whole schema is blamed where its parts could not be merged.
-            or (line.keyword in COMBINING_KEYWORDS and schema in inexact)
+            or (line.keyword in COMBINING_KEYWORDS and schema in merged)
         )
 
     return tuple(
         replace(line, enforcement="checked") if line.enforcement == "masked" and is_checked(line) else line
         for line in keywords
     )
+
+
+def _around(pointer: str) -> str:
+    return pointer.rpartition("/")[0]
 
 
 __all__ = ["Obligations", "Schema", "build", "common_grammar", "read_schema"]

@@ -44,6 +44,8 @@ from services.constraint.sources.json_schema.numeric import Bound
 
 # Pairs of leaves that one combination may give; each costs about 5 us.
 MAX_LEAVES = 512
+EVERYWHERE = "*"
+"""In place of a pointer: what a grammar cannot say is not known of one part of the schema, so all of it is checked."""
 # How deep values within values are looked at to prove that two objects have nothing in common.
 _MAX_PROOF_DEPTH = 3
 _COMPOUND = AnyOf | OneOf | AllOf | Not | Conditional | Unevaluated | Ref
@@ -60,11 +62,12 @@ class Combiner:
         self._combined: dict[tuple[int, ...], Node] = {}
         self._leaves: dict[int, Leaves] = {}
         self._replaced: dict[int, Node] = {}  # what stands for a `not`, a condition or unevaluated members
+        self._makers: set[str] = set()  # pointers of the keywords for which leaves were made that no schema has
         self._disjoint: dict[int, bool] = {}
         self._parents: dict[int, tuple[Leaf, Leaf]] = {}  # of merged leaves
         self._kept: list[Node] = []  # ids are keys, so what they name must live
         self.inexact: set[str] = set()
-        """Pointers of the keywords, and of whole schemas, whose leaves have values too many."""
+        """Pointers of the keywords whose leaves have values too many; `/*` behind a schema's stands for all of its."""
 
     def leaves(self, node: Node) -> Leaves:
         """Return leaves that together have the node's values, and others only where `inexact` says so."""
@@ -84,7 +87,7 @@ class Combiner:
             if parents is not None:
                 todo.extend(parents)
             elif isinstance(at, Number | String | Array | Object):
-                self.inexact.add(f"{at.pointer}/{keyword}")
+                self.inexact.add(at.pointer if at.pointer in self._makers else f"{at.pointer}/{keyword}")
 
     def _spread(self, node: Node, within: tuple[str, ...]) -> Leaves:
         if not isinstance(node, _COMPOUND):
@@ -124,18 +127,20 @@ class Combiner:
         """Return a node of other kinds with the same values, or more."""
         match node:
             case Not(inner, pointer):
-                other = complement(inner, self._targets)
-                if other is None:
-                    self.inexact.add(pointer)
-                return ANY if other is None else other
+                return self._complement(inner, pointer)
             case Conditional(condition, then, otherwise, pointer):
-                other = complement(condition, self._targets)
-                if other is None:
-                    self.inexact.add(pointer)
-                    other = ANY
-                return AnyOf((AllOf((condition, then), ""), AllOf((other, otherwise), "")))
+                other = self._complement(condition, pointer)
+                return AnyOf((AllOf((condition, then), pointer), AllOf((other, otherwise), pointer)))
             case Unevaluated():
                 return self._without_unevaluated(node)
+
+    def _complement(self, node: Node, pointer: str) -> Node:
+        """Return the node of all other values; of every value, where only a check can tell."""
+        self._makers.add(pointer)
+        other = complement(node, self._targets, pointer)
+        if other is None:
+            self.inexact.add(pointer)
+        return ANY if other is None else other
 
     def _common_leaves(self, left: Leaves, right: Leaves, pointer: str) -> Leaves:
         if len(left) * len(right) > MAX_LEAVES:
@@ -178,7 +183,7 @@ class Combiner:
         key = tuple(sorted(parts))
         combined = self._combined.get(key)
         if combined is None:
-            combined = self._combined[key] = AllOf(tuple(parts.values()), "")
+            combined = self._combined[key] = AllOf(tuple(parts.values()), EVERYWHERE)
             self._kept.extend(parts.values())
         return combined
 
@@ -305,7 +310,9 @@ class Combiner:
                 members = Members(
                     dict.fromkeys(looked.names, ANY), node.members, tuple((pattern, ANY) for pattern in looked.patterns)
                 )
-                parts.append(AnyOf((NULL, BOOLEAN, NUMBER, STRING, Array(), Object((members,)))))
+                pointer = f"{node.pointer}/unevaluatedProperties"
+                self._makers.add(pointer)
+                parts.append(AnyOf((NULL, BOOLEAN, NUMBER, STRING, Array(), Object((members,), pointer=pointer))))
         if node.items is not None:
             looked = self._looked_at(node.node, set())
             if not looked.is_sure:
@@ -313,7 +320,7 @@ class Combiner:
             if not looked.has_rest_items:
                 items = Array((ANY,) * looked.num_items, node.items)
                 parts.append(AnyOf((NULL, BOOLEAN, NUMBER, STRING, items, Object())))
-        return parts[0] if len(parts) == 1 else AllOf(tuple(parts), "")
+        return parts[0] if len(parts) == 1 else AllOf(tuple(parts), EVERYWHERE)
 
     def _looked_at(self, node: Node, visited: set[str]) -> _LookedAt:
         """Return what the parts of a node may look at."""
@@ -416,4 +423,4 @@ def _least(a: int | None, b: int | None) -> int | None:
     return min(a, b)
 
 
-__all__ = ["MAX_LEAVES", "Combiner", "common_number"]
+__all__ = ["EVERYWHERE", "MAX_LEAVES", "Combiner", "common_number"]

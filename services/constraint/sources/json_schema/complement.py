@@ -39,11 +39,14 @@ _MAX_REFERENCES = 8
 _MAX_EXCLUDED_CHARACTERS = 2000
 
 
-def complement(node: Node, targets: Mapping[str, Node], num_references: int = 0) -> Node | None:
-    """Return the node of all other values, or None where no node is exactly that."""
+def complement(node: Node, targets: Mapping[str, Node], pointer: str, num_references: int = 0) -> Node | None:
+    """Return the node of all other values, or None where no node is exactly that.
+
+    `pointer` is that of the keyword which asks for it: what a grammar cannot say of these values is to blame on it.
+    """
 
     def of(part: Node) -> Node | None:
-        return complement(part, targets, num_references)
+        return complement(part, targets, pointer, num_references)
 
     match node:
         case AnyValue():
@@ -55,23 +58,23 @@ def complement(node: Node, targets: Mapping[str, Node], num_references: int = 0)
         case Ref(target):
             if num_references >= _MAX_REFERENCES:
                 return None
-            return complement(targets[target], targets, num_references + 1)
+            return complement(targets[target], targets, pointer, num_references + 1)
         case AnyOf(options):
             found = [of(option) for option in options]
-            return None if None in found else AllOf(tuple(part for part in found if part is not None), "")
+            return None if None in found else AllOf(tuple(part for part in found if part is not None), pointer)
         case AllOf(parts):
             found = [of(part) for part in parts]
             return None if None in found else AnyOf(tuple(part for part in found if part is not None))
         case Null() | Boolean() | Number() | String() | Array() | Object():
-            within = _within_type(node, targets, num_references)
+            within = _within_type(node, targets, pointer, num_references)
             others = tuple(leaf for leaf in EVERY_TYPE if type(leaf) is not type(node))
             return None if within is None else AnyOf((*others, *within))
         case Constants(values):
-            return _but(values)
+            return _but(values, pointer)
     return None
 
 
-def _within_type(node: Leaf, targets: Mapping[str, Node], num_references: int) -> tuple[Node, ...] | None:
+def _within_type(node: Leaf, targets: Mapping[str, Node], pointer: str, num_references: int) -> tuple[Node, ...] | None:
     """Return the values of a leaf's own type that are not the leaf's."""
     match node:
         case Number():
@@ -79,50 +82,52 @@ def _within_type(node: Leaf, targets: Mapping[str, Node], num_references: int) -
                 return None
             low, high = node.low, node.high
             return (
-                *(() if low is None else (Number(high=Bound(low.value, not low.is_exclusive)),)),
-                *(() if high is None else (Number(low=Bound(high.value, not high.is_exclusive)),)),
+                *(() if low is None else (Number(high=Bound(low.value, not low.is_exclusive), pointer=pointer),)),
+                *(() if high is None else (Number(low=Bound(high.value, not high.is_exclusive), pointer=pointer),)),
             )
         case String():
             if node.formats:
                 return None
             return (
-                *(() if node.min_length == 0 else (String(max_length=node.min_length - 1),)),
-                *(() if node.max_length is None else (String(min_length=node.max_length + 1),)),
-                *(String(patterns=(f"^(?![^]*?(?:{pattern}))",)) for pattern in node.patterns),
+                *(() if node.min_length == 0 else (String(max_length=node.min_length - 1, pointer=pointer),)),
+                *(() if node.max_length is None else (String(min_length=node.max_length + 1, pointer=pointer),)),
+                *(String(patterns=(f"^(?![^]*?(?:{pattern}))",), pointer=pointer) for pattern in node.patterns),
             )
         case Array():
             if node.prefix or not isinstance(node.rest, AnyValue) or node.contains or node.is_unique:
                 return None
             return (
-                *(() if node.min_items == 0 else (Array(max_items=node.min_items - 1),)),
-                *(() if node.max_items is None else (Array(min_items=node.max_items + 1),)),
+                *(() if node.min_items == 0 else (Array(max_items=node.min_items - 1, pointer=pointer),)),
+                *(() if node.max_items is None else (Array(min_items=node.max_items + 1, pointer=pointer),)),
             )
         case Object():
-            return _objects_but(node, targets, num_references)
+            return _objects_but(node, targets, pointer, num_references)
     return ()
 
 
-def _objects_but(node: Object, targets: Mapping[str, Node], num_references: int) -> tuple[Node, ...] | None:
+def _objects_but(
+    node: Object, targets: Mapping[str, Node], pointer: str, num_references: int
+) -> tuple[Node, ...] | None:
     if not isinstance(node.names, AnyValue):
         return None
-    options: list[Node] = [Object((Members({name: NONE}),)) for name in sorted(node.required)]
+    options: list[Node] = [Object((Members({name: NONE}),), pointer=pointer) for name in sorted(node.required)]
     for members in node.members:
         if members.patterns or not isinstance(members.additional, AnyValue):
             return None
         for name, member in members.properties.items():
-            other = complement(member, targets, num_references)
+            other = complement(member, targets, pointer, num_references)
             if other is None:
                 return None
             if not isinstance(other, NoValue):
-                options.append(Object((Members({name: other}),), frozenset([name])))
+                options.append(Object((Members({name: other}),), frozenset([name]), pointer=pointer))
     if node.min_properties:
-        options.append(Object(max_properties=node.min_properties - 1))
+        options.append(Object(max_properties=node.min_properties - 1, pointer=pointer))
     if node.max_properties is not None:
-        options.append(Object(min_properties=node.max_properties + 1))
+        options.append(Object(min_properties=node.max_properties + 1, pointer=pointer))
     return tuple(options)
 
 
-def _but(values: tuple[Json, ...]) -> Node | None:
+def _but(values: tuple[Json, ...], pointer: str) -> Node | None:
     """Return all values but these, where they are strings, true, false and null."""
     if not all(value is None or isinstance(value, str | bool) for value in values):
         return None
@@ -135,7 +140,9 @@ def _but(values: tuple[Json, ...]) -> Node | None:
     texts = [value for value in values if isinstance(value, str)]
     if sum(map(len, texts)) > _MAX_EXCLUDED_CHARACTERS:
         return None
-    options.append(String(patterns=(f"^(?!(?:{'|'.join(map(_quoted, texts))})$)",)) if texts else String())
+    options.append(
+        String(patterns=(f"^(?!(?:{'|'.join(map(_quoted, texts))})$)",), pointer=pointer) if texts else String()
+    )
     return AnyOf(tuple(options))
 
 

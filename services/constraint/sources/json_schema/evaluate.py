@@ -287,49 +287,57 @@ class Evaluator:
 
     def _unevaluated(self, node: Unevaluated, value: Value) -> Verdict:
         verdict = self.holds(node.node, value)
-        if verdict is not True:
-            return verdict
-        if isinstance(value, Open):
-            return None  # what is to come may tell more parts of the node that hold
-        if isinstance(value, dict) and node.members is not None:
+        inner = value.value if isinstance(value, Open) else value
+        rest: Verdict = True
+        if isinstance(inner, dict) and node.members is not None:
             names = self._evaluated_names(node.node, value)
-            return _all(self.holds(node.members, member) for name, member in value.items() if name not in names)
-        if isinstance(value, list) and node.items is not None:
+            rest = _all(self.holds(node.members, member) for name, member in inner.items() if name not in names)
+        elif isinstance(inner, list) and node.items is not None:
             places = self._evaluated_places(node.node, value)
-            return _all(self.holds(node.items, item) for place, item in enumerate(value) if place not in places)
-        return True
+            rest = _all(self.holds(node.items, item) for place, item in enumerate(inner) if place not in places)
+        else:
+            return verdict
+        if verdict is not False and rest is not False and inner is value and is_part_unknown(inner):
+            self.has_met_part = True  # what may have been evaluated is not what was
+            return None
+        return _both(_both(verdict, rest), None if isinstance(value, Open) else True)
 
-    def _evaluated_names(self, node: Node, value: dict[str, Value]) -> set[str]:
+    # What may have been evaluated, whatever is still to come; of a whole value, what was.
+
+    def _evaluated_names(self, node: Node, value: Value) -> set[str]:
         if isinstance(node, Object):
-            return {name for name in value if any(_is_evaluated(members, name) for members in node.members)}
+            inner = value.value if isinstance(value, Open) else value
+            return {name for name in inner if any(_is_evaluated(members, name) for members in node.members)}
         if isinstance(node, Unevaluated) and node.members is not None:
-            return set(value)
+            return set(value.value if isinstance(value, Open) else value)
         return set().union(*(self._evaluated_names(part, value) for part in self._annotating(node, value)))
 
-    def _evaluated_places(self, node: Node, value: list[Value]) -> set[int]:
+    def _evaluated_places(self, node: Node, value: Value) -> set[int]:
+        inner = value.value if isinstance(value, Open) else value
         if isinstance(node, Array):
-            places = set(range(len(value) if node.evaluates_rest else min(len(value), len(node.prefix))))
+            places = set(range(len(inner) if node.evaluates_rest else min(len(inner), len(node.prefix))))
             if node.evaluates_contained:
                 for contains in node.contains:
-                    places.update(i for i, item in enumerate(value) if self.holds(contains.node, item))
+                    places.update(i for i, item in enumerate(inner) if self.holds(contains.node, item) is not False)
             return places
         if isinstance(node, Unevaluated) and node.items is not None:
-            return set(range(len(value)))
+            return set(range(len(inner)))
         return set().union(*(self._evaluated_places(part, value) for part in self._annotating(node, value)))
 
     def _annotating(self, node: Node, value: Value) -> Iterable[Node]:
-        """Return the parts of a node that holds whose looking at members and items counts."""
+        """Return the parts of a node that may hold whose looking at members and items counts."""
         match node:
             case Ref(target):
                 return (self._targets[target],)
             case AllOf(parts):
                 return parts
             case AnyOf(options) | OneOf(options):
-                return [option for option in options if self.holds(option, value)]
+                return [option for option in options if self.holds(option, value) is not False]
             case Conditional():
-                if self.holds(node.condition, value):
-                    return (node.condition, node.then)
-                return (node.otherwise,)
+                condition = self.holds(node.condition, value)
+                if condition is None:
+                    return (node.condition, node.then, node.otherwise)
+                return (node.condition, node.then) if condition else (node.otherwise,)
             case Unevaluated():
                 return (node.node,)
         return ()

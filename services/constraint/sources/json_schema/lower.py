@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import lru_cache
 
@@ -452,6 +452,9 @@ class _Lowering:
             known = dict.fromkeys(value for value in listed if isinstance(value, str))
             return _Names({**declared, **known}, frozenset(known), NONE)
         if len(texts) == 1 and not listed:
+            if any(FORMATS[name].check is not None for name in texts[0].formats):
+                self._combiner.blame(texts[0], "format")
+                self._combiner.blame(node, "propertyNames")
             return _Names(declared, None, texts[0])
         self._combiner.blame(node, "propertyNames")
         return _Names(declared, None, None)
@@ -472,8 +475,13 @@ class _Lowering:
         if key not in self._key_classes:
             try:
                 self._key_classes[key] = key_classes(declared, patterns, among)
-            except (GrammarSyntax, UnsupportedConstruct, GrammarTooLarge) as error:
-                raise located(error, f"{node.pointer}/patternProperties") from None
+            except GrammarTooLarge as error:
+                if among is None:
+                    raise located(error, f"{node.pointer}/patternProperties") from None
+                self._combiner.blame(node, "propertyNames")
+                return self._extra(node, replace(names, others=None))
+            except (GrammarSyntax, UnsupportedConstruct) as error:
+                raise located(error, f"{node.pointer}/propertyNames") from None
         classes, is_exact = self._key_classes[key]
         if not is_exact:
             self._combiner.blame(node, "patternProperties")

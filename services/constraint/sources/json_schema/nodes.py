@@ -142,7 +142,7 @@ class OneOf:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AllOf:
-    """A value of every part."""
+    """A value of every part. `pointer` is that of the schema, and `/*`: all keywords in it together."""
 
     parts: tuple[Node, ...]
     pointer: str

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
+from services.constraint.sources.json_schema.combine import EVERYWHERE
 from services.constraint.sources.json_schema.evaluate import Evaluator, parts_of
 from services.constraint.sources.json_schema.nodes import (
     AllOf,
@@ -139,9 +140,9 @@ class Obligations:
         """Tell whether a grammar leaves a keyword of a leaf to a check."""
         return any(f"{node.pointer}/{keyword}" in self._inexact for keyword in keywords)
 
-    def needs_check(self, node: Node) -> bool:
-        """Tell whether a grammar takes values that are not the node's."""
-        return id(node) in self._needing
+    def has_judged_names(self, node: Object) -> bool:
+        """Tell whether a grammar takes names that an object's members must not have."""
+        return id(node.names) in self._needing or self.is_inexact(node, "propertyNames")
 
     def may_fail_early(self, node: Node) -> bool:
         """Tell whether a node may turn out not to hold before its value is closed.
@@ -165,6 +166,8 @@ class Obligations:
         return needing
 
     def _is_inexact_itself(self, node: Node, *, is_early: bool = False) -> bool:
+        if EVERYWHERE in self._inexact:
+            return True
         match node:
             case OneOf() | Not() | Conditional() | AllOf():
                 return node.pointer in self._inexact

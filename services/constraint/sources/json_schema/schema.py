@@ -77,7 +77,6 @@ MAX_MINIMUM_COUNT = 1_000_000
 _ENDLESS = 1 << 28
 """A maximum from here on bounds nothing: a text that long is beyond any context and is refused by the validator.
 Schemas made by programs have such numbers (2147483647), and the core counts up to 2^29."""
-_NUMBER_NOTE = "an exponent only behind one digit before the point, as JSON writers put it"
 
 
 @dataclass(slots=True)
@@ -228,17 +227,16 @@ class _Reader:
                 if keyword in kw.NAMES and not isinstance(schema[keyword], str):
                     self._wrong(pointer, keyword, "a string")
                 report = _ANNOTATION
+            elif kind == "unknown in this draft":
+                report = _UNKNOWN_IN_DRAFT
             elif keyword in kw.NEEDS and kw.NEEDS[keyword] not in schema:
                 report = ("annotation", f"without {kw.NEEDS[keyword]} it says nothing")
             elif kind in _TYPES:
                 groups.add(kind)
-                report = ("masked", _NUMBER_NOTE if kind == "number" else "")
             elif kind == "format":
                 report = self._report_format(schema, pointer, groups)
             elif kind == "definitions":
                 report = self._define(schema, pointer, keyword)
-            elif kind == "unknown in this draft":
-                report = _UNKNOWN_IN_DRAFT
             elif kind == "combining":
                 kinds.add(keyword)
             at = step(pointer, keyword) if kind is None else f"{pointer}/{keyword}"
@@ -538,7 +536,7 @@ class _Reader:
             self._read_one(schema, pointer, keyword) if keyword in kinds else None
             for keyword in ("unevaluatedProperties", "unevaluatedItems")
         )
-        node: Node = ANY if not parts else parts[0] if len(parts) == 1 else AllOf(tuple(parts), pointer)
+        node: Node = ANY if not parts else parts[0] if len(parts) == 1 else AllOf(tuple(parts), f"{pointer}/*")
         return node if members is None and items is None else Unevaluated(node, members, items, pointer)
 
     def _read_dependents(self, schema: dict[str, Json], pointer: str, keyword: str) -> list[Node]:
