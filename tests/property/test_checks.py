@@ -6,7 +6,6 @@ import json
 import random
 from typing import Any
 
-import jsonschema
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,11 +13,12 @@ from hypothesis import strategies as st
 
 from services.constraint.core.engine import TERMINATED, TokenTrie
 from services.constraint.sources import ConstraintSource, SourceOptions
+from services.constraint.validation.json_validator import json_validator
 from services.constraint.validation.validators import validate
 from services.rpckit.status import ServiceError, TokenRejected
 from services.vocabulary import allowed_token_ids, bitmask_words
 from tests.support.acceptance import accepts, matcher_of
-from tests.support.checked_schemas import instances, schemas
+from tests.support.checked_schemas import instances, place_in, schemas, within
 from tests.support.grammars import vocabulary
 
 # Tokens of several bytes that end, close and go on: what masks must see through.
@@ -123,13 +123,17 @@ def allows(matcher: Any, tokens: list[int]) -> bool:
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
-@given(data=st.data(), schema=schemas(), seed=st.integers(0, 1 << 30))
-def test_texts_are_judged_as_the_validator_does(data: st.DataObject, schema: Any, seed: int) -> None:
+@given(
+    data=st.data(), schema=schemas(), place=st.sampled_from(["root", "member", "item"]), seed=st.integers(0, 1 << 30)
+)
+def test_texts_are_judged_as_the_validator_does(data: st.DataObject, schema: Any, place: str, seed: int) -> None:
     """Whatever tokens they are cut into."""
+    schema = within(schema, place)
     options = SourceOptions(property_order="any")
     source = ConstraintSource("json_schema", json.dumps(schema))
-    values = [data.draw(instances()) for _ in range(8)]
-    expected = [jsonschema.Draft202012Validator(schema).is_valid(value) for value in values]
+    values = [place_in(data.draw(instances()), place) for _ in range(8)]
+    validator = json_validator(source.text or "", options)
+    expected = [validator.is_valid(value) for value in values]
     try:
         matcher, by_tokens = matcher_of(schema, options), matcher_of(schema, options, TRIE)
     except ServiceError:

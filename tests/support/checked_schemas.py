@@ -24,6 +24,18 @@ def schemas() -> st.SearchStrategy[Any]:
     return st.recursive(_leaves(), _combined, max_leaves=6)
 
 
+def within(schema: Any, place: str) -> Any:
+    """Return a schema of the values that `place_in` makes of those of `schema`."""
+    if place == "member":
+        return {"type": "object", "properties": {"x": schema}}
+    return {"items": schema} if place == "item" else schema
+
+
+def place_in(value: Any, place: str) -> Any:
+    """Put a value where `within` has its schema."""
+    return {"x": value} if place == "member" else [value] if place == "item" else value
+
+
 def _leaves() -> st.SearchStrategy[Any]:
     return st.one_of(
         st.sampled_from([True, {}, {"type": "string"}, {"type": "integer"}, {"type": ["object", "string"]}]),
@@ -32,7 +44,7 @@ def _leaves() -> st.SearchStrategy[Any]:
         st.sampled_from(SCALARS).map(lambda value: {"const": value}),
         st.sampled_from([{"minLength": 1}, {"maxLength": 1}, {"pattern": "^a"}, {"minimum": 1}, {"maximum": 0}]),
         st.sampled_from([{"required": ["a"]}, {"required": ["a", "b"]}, {"maxProperties": 1}, {"minItems": 1}]),
-        st.just({"uniqueItems": True}),
+        st.sampled_from([{"uniqueItems": True}, {"multipleOf": 2}, {"format": "regex"}]),
     )
 
 
