@@ -7,6 +7,7 @@ pass, or has its tokens looked at one by one, which is needed only where the ans
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterator
 from enum import Enum, IntEnum, auto
 from functools import cached_property
@@ -86,13 +87,13 @@ class TokenClasses:
     def __init__(self, trie: TokenTrie) -> None:
         self._token_bytes = trie.vocabulary.token_bytes
         self._tables: dict[Start, ClassTable] = {}
-        self._found = np.empty((len(self._token_bytes), 2), np.int32)
+        self._found = _Found(len(self._token_bytes))
 
     def warm_up(self) -> None:
         """Make all classes, so that no mask waits for it."""
         for start in Start:
             self.of(start)
-            self.of(start).sift(np.zeros(0, np.uint8), self._found[:, 0].copy())
+            self.of(start).sift(np.zeros(0, np.uint8), np.zeros(1, np.int32))
         _ = self.whole_strings, self.spaces
 
     def of(self, start: Start) -> ClassTable:
@@ -129,10 +130,17 @@ class TokenClasses:
         return [(i, text) for i, text in enumerate(self._token_bytes) if text and not _MARKS.isdisjoint(text)]
 
 
+class _Found(threading.local):
+    """Room for what is found: (tokens, 2), one for each thread."""
+
+    def __init__(self, num_tokens: int) -> None:
+        self.array = np.empty((num_tokens, 2), np.int32)
+
+
 class ClassTable:
     """Tokens by class, of those that do something."""
 
-    def __init__(self, texts: list[tuple[int, bytes]], start: Start, found: Int32s) -> None:
+    def __init__(self, texts: list[tuple[int, bytes]], start: Start, found: _Found) -> None:
         members: dict[tuple[bool, bool, str], list[int]] = {}
         for token_id, text in texts:
             key = _described(text, start)
@@ -154,8 +162,9 @@ class ClassTable:
 
     def sift(self, actions: Actions, row: Int32s) -> list[tuple[int, TokenClass]]:
         """Take the refused tokens off a bitmask (words,); return those of its tokens that are to be looked at."""
-        num_found = _sift(self._token_id, self._class_start, actions, row, self._found)
-        return [(token_id, self.classes[number]) for token_id, number in self._found[:num_found].tolist()]
+        found = self._found.array
+        num_found = _sift(self._token_id, self._class_start, actions, row, found)
+        return [(token_id, self.classes[number]) for token_id, number in found[:num_found].tolist()]
 
 
 @compiled
