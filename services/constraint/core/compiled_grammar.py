@@ -19,7 +19,7 @@ from services.constraint.core.tables import TOO_FAR, UNREACHABLE, Int32s, Tables
 from services.rpckit.status import GrammarTooLarge, UnsatisfiableGrammar
 
 # Raise it whenever the tables, their meaning or the lowering change: older entries in a cache become misses.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 _MAGIC = b"espalier-grammar"
 _HEADER = struct.Struct("<16sI32s")  # magic, format version, SHA-256 of what follows
