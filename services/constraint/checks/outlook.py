@@ -145,7 +145,11 @@ class Lookout:
         outer = parent.container
         if not outer.is_judged and not outer.wholes:
             num_members = len(parent.members) + 1
-            may_close_outer = all(name in parent.members or name == container.key for name in outer.required)
+            may_close_outer: bool | None = all(
+                name in parent.members or name == container.key for name in outer.required
+            )
+            if may_close_outer and outer.parent is not None and outer.parent.container.is_judged:
+                may_close_outer = None
             may_go_on_outer = outer.only_names is None or num_members < len(outer.only_names)
             return Outlook(may_close, may_go_on, may_close_outer, may_go_on_outer, may_refuse_outer=True)
         if may_close is None or is_part_unknown(frame.contents):
