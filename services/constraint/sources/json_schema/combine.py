@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from services.constraint.sources.json_schema.complement import complement
+from services.constraint.sources.json_schema.complement import complement, outside
 from services.constraint.sources.json_schema.evaluate import Evaluator, parts_of
 from services.constraint.sources.json_schema.nodes import (
     ANY,
@@ -46,6 +46,9 @@ from services.constraint.sources.json_schema.numeric import Bound
 MAX_LEAVES = 512
 EVERYWHERE = "*"
 """In place of a pointer: what a grammar cannot say is not known of one part of the schema, so all of it is checked."""
+# Of a `oneOf`: other options that are taken off one, and the leaves that are left of it.
+MAX_TAKEN_OFF = 4
+MAX_PARTS = 24
 # How deep values within values are looked at to prove that two objects have nothing in common.
 _MAX_PROOF_DEPTH = 3
 _COMPOUND = AnyOf | OneOf | AllOf | Not | Conditional | Unevaluated | Ref
@@ -64,6 +67,7 @@ class Combiner:
         self._replaced: dict[int, Node] = {}  # what stands for a `not`, a condition or unevaluated members
         self._makers: set[str] = set()  # pointers of the keywords for which leaves were made that no schema has
         self._disjoint: dict[int, bool] = {}
+        self._alternatives: dict[int, tuple[Node, ...]] = {}  # of a `oneOf`
         self._parents: dict[int, tuple[Leaf, Leaf]] = {}  # of merged leaves
         self._kept: list[Node] = []  # ids are keys, so what they name must live
         self.inexact: set[str] = set()
@@ -73,10 +77,37 @@ class Combiner:
         """Return leaves that together have the node's values, and others only where `inexact` says so."""
         return self._spread(node, ())
 
-    def look_at(self, node: OneOf) -> None:
-        """Leave a `oneOf` to a check unless no two of its options have a value in common."""
-        if not self._are_disjoint(node):
+    def alternatives(self, node: OneOf) -> tuple[Node, ...]:
+        """Return nodes that together have the values of a `oneOf`, and others only where `inexact` says so.
+
+        An option's values that are another's as well are taken off it, as far as that other one has a complement.
+        """
+        if self._are_disjoint(node):
+            return node.options
+        known = self._alternatives.get(id(node))
+        if known is None:
+            self._alternatives[id(node)] = ()  # what it takes itself to find is left to a check
+            self._kept.append(node)
+            known = self._alternatives[id(node)] = self._find_alternatives(node)
+        elif not known:
             self.inexact.add(node.pointer)
+            return node.options
+        return known
+
+    def _find_alternatives(self, node: OneOf) -> tuple[Node, ...]:
+        spread = [self.leaves(option) for option in node.options]
+        found: list[Node] = []
+        for i, option in enumerate(node.options):
+            others = [other for j, other in enumerate(node.options) if j != i and self._meet(spread[i], spread[j])]
+            if len(others) > MAX_TAKEN_OFF:
+                self.inexact.add(node.pointer)
+            taken_off = tuple(self._outside(other, node.pointer) for other in others[:MAX_TAKEN_OFF])
+            alone = AllOf((option, *taken_off), node.pointer) if taken_off else option
+            if len(self.leaves(alone)) > max(MAX_PARTS, len(spread[i])):
+                self.inexact.add(node.pointer)
+                alone = option
+            found.append(alone)
+        return tuple(found)
 
     def blame(self, leaf: Leaf, keyword: str) -> None:
         """Note that a grammar cannot say what this keyword does to a leaf, in all schemas that it was merged from."""
@@ -106,9 +137,8 @@ class Combiner:
                     result = self._common_leaves(result, self._spread(part, within), node.pointer)
             case AnyOf(options):
                 result = self._union(options, within)
-            case OneOf(options):
-                self.look_at(node)
-                result = self._union(options, within)
+            case OneOf():
+                result = self._union(self.alternatives(node), within)
             case Not() | Conditional() | Unevaluated():
                 if id(node) not in self._replaced:
                     self._replaced[id(node)] = self._replacement(node)
@@ -133,6 +163,13 @@ class Combiner:
                 return AnyOf((AllOf((condition, then), pointer), AllOf((other, otherwise), pointer)))
             case Unevaluated():
                 return self._without_unevaluated(node)
+
+    def _outside(self, node: Node, pointer: str) -> Node:
+        """Return the node of all other values, and some more where only a check can tell."""
+        self._makers.add(pointer)
+        if complement(node, self._targets, pointer) is None:
+            self.inexact.add(pointer)
+        return outside(node, self._targets, pointer)
 
     def _complement(self, node: Node, pointer: str) -> Node:
         """Return the node of all other values; of every value, where only a check can tell."""
@@ -159,14 +196,11 @@ class Combiner:
 
     def _find_disjoint(self, node: OneOf) -> bool:
         spread = [self.leaves(option) for option in node.options]
-        return not any(
-            not self._is_empty(leaf, 0)
-            for i, left in enumerate(spread)
-            for right in spread[i + 1 :]
-            for a in left
-            for b in right
-            for leaf in self._common(a, b)
-        )
+        return not any(self._meet(left, right) for i, left in enumerate(spread) for right in spread[i + 1 :])
+
+    def _meet(self, left: Leaves, right: Leaves) -> bool:
+        """Tell whether two unions of leaves may have a value in common."""
+        return any(not self._is_empty(leaf, 0) for a in left for b in right for leaf in self._common(a, b))
 
     def all_of(self, *nodes: Node) -> Node:
         """Return the node of the values that all have; the same nodes give the same node."""

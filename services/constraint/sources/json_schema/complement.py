@@ -74,6 +74,21 @@ def complement(node: Node, targets: Mapping[str, Node], pointer: str, num_refere
     return None
 
 
+def outside(node: Node, targets: Mapping[str, Node], pointer: str, num_references: int = 0) -> Node:
+    """Return a node of all other values, and of few of the node's: none where it has a complement."""
+    exact = complement(node, targets, pointer)
+    if exact is not None:
+        return exact
+    match node:
+        case Ref(target) if num_references < _MAX_REFERENCES:
+            return outside(targets[target], targets, pointer, num_references + 1)
+        case AnyOf(options):
+            return AllOf(tuple(outside(option, targets, pointer, num_references) for option in options), pointer)
+        case AllOf(parts):
+            return AnyOf(tuple(outside(part, targets, pointer, num_references) for part in parts))
+    return ANY
+
+
 def _within_type(node: Leaf, targets: Mapping[str, Node], pointer: str, num_references: int) -> tuple[Node, ...] | None:
     """Return the values of a leaf's own type that are not the leaf's."""
     match node:

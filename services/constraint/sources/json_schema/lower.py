@@ -262,9 +262,8 @@ class _Lowering:
                 return Reference(name)
             case AnyOf(options):
                 return self._choice(options)
-            case OneOf(options):
-                self._combiner.look_at(node)
-                return self._choice(options)
+            case OneOf():
+                return self._choice(self._combiner.alternatives(node))
             case AllOf() | Not() | Conditional() | Unevaluated():
                 return self._choice(self._combiner.leaves(node))
 
@@ -445,11 +444,17 @@ class _Lowering:
         declared.update(dict.fromkeys(sorted(node.required)))
         leaves = self._combiner.leaves(node.names)
         texts = [leaf for leaf in leaves if isinstance(leaf, String)]
-        listed = [value for leaf in leaves if isinstance(leaf, Constants) for value in leaf.values]
+        listed = [
+            value
+            for leaf in leaves
+            if isinstance(leaf, Constants)
+            for value in leaf.values
+            if isinstance(value, str)  # a name is nothing else
+        ]
         if any(isinstance(leaf, AnyValue) for leaf in leaves):
             return _Names(declared, None, None)
         if not texts:
-            known = dict.fromkeys(value for value in listed if isinstance(value, str))
+            known = dict.fromkeys(listed)
             return _Names({**declared, **known}, frozenset(known), NONE)
         if len(texts) == 1 and not listed:
             if any(FORMATS[name].check is not None for name in texts[0].formats):
