@@ -70,6 +70,8 @@ from services.rpckit.status import GrammarSyntax, GrammarTooLarge, Unsatisfiable
 MAX_INDENT = 40
 # Declared properties beside minProperties or maxProperties: one rule per pair of property and count.
 MAX_COUNTED_PROPERTIES = 60
+# Required properties of which each is seen to in any order: one rule per set of them that is still to come.
+MAX_REQUIRED_IN_ANY_ORDER = 4
 # Numbers of one enum up to which each may be written in all forms that are the same number.
 MAX_NUMBERS_WITH_FORMS = 64
 
@@ -515,13 +517,39 @@ class _Lowering:
         maximum: int | None,
     ) -> Expression | None:
         """Return members as they come. That none comes twice is for a check to see."""
-        options = [member for member, _ in members]
-        # Where all are required and there are no others, each comes because as many come as there are.
-        if node.required and (extra is not None or len(node.required) < len(options)):
-            self._combiner.blame(node, "required")
+        required = [member for member, is_required in members if is_required]
+        others = [member for member, is_required in members if not is_required]
         if extra is not None:
-            options.append(extra)
-        return self._some_of(options, max(minimum, 1), maximum) if options else None
+            others.append(extra)
+        if not required or not others or node.min_properties > len(required) or node.max_properties is not None:
+            # Where all are required and there are no others, each comes because as many come as there are.
+            if required and others:
+                self._combiner.blame(node, "required")
+            options = required + others
+            return self._some_of(options, max(minimum, 1), maximum) if options else None
+        if len(required) > MAX_REQUIRED_IN_ANY_ORDER:
+            self._combiner.blame(node, "required")
+            others += required[MAX_REQUIRED_IN_ANY_ORDER:]
+        return self._with_each_of(tuple(required[:MAX_REQUIRED_IN_ANY_ORDER]), tuple(others))
+
+    def _with_each_of(self, required: tuple[Expression, ...], others: tuple[Expression, ...]) -> Expression:
+        """Return members in any order, among which each of `required` comes once: a rule for each set of them."""
+        other = self._rule(lambda: Alternation(others), "member")
+        rules: dict[tuple[Expression, ...], Expression] = {}
+
+        def begun_with(left: tuple[Expression, ...]) -> Expression:
+            if left not in rules:
+                options = tuple(Sequence((member, behind(_without(left, member)))) for member in left)
+                several = Sequence((Repeat(Sequence((other, self._comma)), 0, None), Alternation(options)))
+                rules[left] = self._rule(lambda: several, "members")
+            return rules[left]
+
+        def behind(left: tuple[Expression, ...]) -> Expression:
+            return (
+                Sequence((self._comma, begun_with(left))) if left else Repeat(Sequence((self._comma, other)), 0, None)
+            )
+
+        return begun_with(required)
 
     def _some_of(self, options: list[Expression], minimum: int, maximum: int | None) -> Expression:
         """Return members, at least one, in any order."""
@@ -629,6 +657,10 @@ def _parts_of_others(node: Object, found: set[str]) -> Iterator[Node]:
     for members in node.members:
         parts = [part for pattern, part in members.patterns if pattern in found]
         yield from parts or (members.additional,)
+
+
+def _without(members: tuple[Expression, ...], member: Expression) -> tuple[Expression, ...]:
+    return tuple(other for other in members if other is not member)
 
 
 def _is_number(value: Json) -> bool:
