@@ -157,11 +157,13 @@ CHECKED: dict[str, dict[str, Any]] = {
     "unevaluatedItems": {"anyOf": _BY_OPTION, "unevaluatedItems": False},
 }
 # The same, with properties in any order.
+# More required properties than rules are written for.
+FIVE = ["b", "c", "d", "e", "f"]
 CHECKED_IN_ANY_ORDER: dict[str, dict[str, Any]] = {
-    "required": {"required": ["a"]},
-    "dependencies": {"dependencies": {"a": ["b"]}, "$schema": "http://json-schema.org/draft-07/schema#"},
-    "dependentRequired": {"dependentRequired": {"a": ["b"]}},
-    "dependentSchemas": {"dependentSchemas": {"a": {"required": ["b"]}}},
+    "required": {"required": FIVE},
+    "dependencies": {"dependencies": {"a": FIVE}, "$schema": "http://json-schema.org/draft-07/schema#"},
+    "dependentRequired": {"dependentRequired": {"a": FIVE}},
+    "dependentSchemas": {"dependentSchemas": {"a": {"required": FIVE}}},
 }
 
 # What is not one value for all annotations.
