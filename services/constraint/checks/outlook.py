@@ -6,6 +6,7 @@ only that it will be one. What follows from that is an `Outlook`, remembered wit
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from decimal import Decimal
 from typing import Final, NamedTuple
 
@@ -28,7 +29,7 @@ from services.constraint.sources.json_schema.evaluate import (
     identity,
     is_part_unknown,
 )
-from services.constraint.sources.json_schema.nodes import Node
+from services.constraint.sources.json_schema.nodes import Constants, Node
 from services.constraint.sources.json_schema.obligations import Obligations
 
 
@@ -47,6 +48,21 @@ class Outlook(NamedTuple):
 
 FREE: Final = Outlook()
 UNKNOWN: Final = Outlook(None, None, None, None, may_refuse_outer=True)
+
+
+class _Met(NamedTuple):
+    """The nodes that a string or number is one of or not: lists of values, all of these, and others."""
+
+    constants: tuple[Constants, ...]
+    values: frozenset[object]
+    others: tuple[Node, ...]
+
+    @classmethod
+    def of(cls, nodes: Iterable[Node]) -> _Met:
+        """Part nodes."""
+        constants = tuple(node for node in nodes if isinstance(node, Constants))
+        values = frozenset(identity(value) for node in constants for value in node.values)
+        return cls(constants, values, tuple(node for node in nodes if not isinstance(node, Constants)))
 
 
 class Lookout:
@@ -94,7 +110,7 @@ class Lookout:
             may_end = None if container.is_unique else self._holds_so_far(behind, frame)
             known = frame.remembered[key] = may_end, self.of(behind)
             if not self._evaluator.has_met_part:
-                frame.remembered["met", some, progress.key] = tuple(self._evaluator.met.values())
+                frame.remembered["met", some, progress.key] = _Met.of(self._evaluator.met.values())
         return known
 
     def behind(self, progress: Progress, value: str | int | Decimal) -> tuple[bool, Outlook] | None:
@@ -107,12 +123,14 @@ class Lookout:
         if frame is None:
             return None
         some = SOME_STRING if isinstance(value, str) else SOME_NUMBER
-        met: tuple[Node, ...] | None = frame.remembered.get(("met", some, progress.key))
+        met: _Met | None = frame.remembered.get(("met", some, progress.key))
         if met is None:
             return None
         if frame.container.is_unique and identity(value) in identities_in(frame):
             return False, FREE
-        signature = (progress.key, *(self._evaluator.holds(node, value) for node in met))
+        holds = self._evaluator.holds
+        known_values = tuple(holds(node, value) for node in met.constants) if value in met.values else ()
+        signature = (some, progress.key, known_values, *(holds(node, value) for node in met.others))
         known: tuple[bool, Outlook] | None = frame.remembered.get(signature)
         if known is None:
             behind = frame.with_value(value, progress.key if frame.container.is_object else None)

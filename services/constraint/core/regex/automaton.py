@@ -71,14 +71,17 @@ class Dfa:
         """Tell whether the whole text is accepted."""
         state = 0
         for char in text:
-            code_point = ord(char)
-            for ranges, target in self.edges[state]:
-                if any(low <= code_point <= high for low, high in ranges):
-                    state = target
-                    break
-            else:
+            state = self.step(state, ord(char))
+            if state < 0:
                 return False
         return state in self.accepting
+
+    def step(self, state: int, code_point: int) -> int:
+        """Return the state behind a character, -1 where it is refused."""
+        for ranges, target in self.edges[state]:
+            if any(low <= code_point <= high for low, high in ranges):
+                return target
+        return -1
 
     def is_empty(self) -> bool:
         """Tell whether no text is accepted."""

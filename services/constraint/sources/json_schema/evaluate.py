@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 from itertools import islice
 from typing import Any, Final, TypeAlias
 
+from services.constraint.core.regex.automaton import Dfa
 from services.constraint.sources.json_schema.formats import FORMATS
 from services.constraint.sources.json_schema.nodes import (
     AllOf,
@@ -64,6 +66,8 @@ SOME_NUMBER = Scalar(Decimal)
 _Contents: TypeAlias = list[Value] | dict[str, Value]
 # What is worth remembering of whole lists and objects: what takes looking into them.
 _REMEMBERED: Final = AllOf | AnyOf | OneOf | Not | Conditional | Unevaluated | Ref | Array | Object | Constants
+# Characters at the end of a text that the next one need not have: about a token.
+_LATEST: Final = 24
 # Verdicts on lists and objects that are remembered; beyond it the older half is forgotten.
 _MAX_REMEMBERED = 20_000
 
@@ -80,6 +84,8 @@ class Evaluator:
         self._num_cuts = 0  # references that led to themselves
         # (id of a value, id of a node) -> verdict; (id of an array or object, id of its parts) -> verdict on the parts
         self._remembered: dict[tuple[int, int], tuple[object, object, Verdict]] = {}
+        self._identities: dict[int, frozenset[object]] = {}  # of the values of constants
+        self._kept: list[Node] = []  # ids are keys, so what they name must live
         self.met: dict[int, Node] = {}
         """The nodes by id that a `Scalar` is one of or not, which is not known; never cleared here."""
         self.has_met_part = False
@@ -201,8 +207,11 @@ class Evaluator:
                 self.has_met_part = True
                 return None
             return False
-        identified = identity(value)
-        return any(identity(other) == identified for other in values)
+        known = self._identities.get(id(node))
+        if known is None:
+            known = self._identities[id(node)] = frozenset(map(identity, values))
+            self._kept.append(node)
+        return identity(value) in known
 
     def _array(self, node: Array, items: list[Value], is_open: bool, before: _Contents | None) -> Verdict:
         if node.max_items is not None and len(items) > node.max_items:
@@ -376,7 +385,41 @@ def is_string_of(node: String, value: str) -> bool:
 
 def found_in(pattern: str, text: str) -> bool:
     """Tell whether an ECMA-262 pattern is found in a text. By automaton, so in time linear in the text."""
-    return dfa_of(pattern).matches(text)
+    return _search(pattern).finds(text)
+
+
+@lru_cache(maxsize=512)
+def _search(pattern: str) -> _Search:
+    return _Search(dfa_of(pattern))
+
+
+class _Search:
+    """An automaton that remembers its steps, and where the latest text led but for its end: the next often begins so."""
+
+    def __init__(self, dfa: Dfa) -> None:
+        self._dfa = dfa
+        self._steps: list[dict[str, int]] = [{} for _ in dfa.edges]
+        self._latest = "", 0  # a text, and the state behind it
+
+    def finds(self, text: str) -> bool:
+        begun, state = self._latest
+        if not text.startswith(begun):
+            begun, state = "", 0
+        behind = max(len(begun), len(text) - _LATEST)
+        state = self._run(text[len(begun) : behind], state)
+        self._latest = text[:behind], state
+        return self._run(text[behind:], state) in self._dfa.accepting
+
+    def _run(self, text: str, state: int) -> int:
+        """Return the state behind a text, -1 where nothing goes on with it."""
+        for character in text:
+            if state < 0:
+                break
+            steps = self._steps[state]
+            if character not in steps:
+                steps[character] = self._dfa.step(state, ord(character))
+            state = steps[character]
+        return state
 
 
 def has_format(name: str, text: str) -> bool:
