@@ -394,7 +394,7 @@ def _search(pattern: str) -> _Search:
 
 
 class _Search:
-    """An automaton that remembers its steps, and where the latest text led but for its end: the next often begins so."""
+    """An automaton that remembers its steps, and where the latest text led but for its end; the next may begin so."""
 
     def __init__(self, dfa: Dfa) -> None:
         self._dfa = dfa
