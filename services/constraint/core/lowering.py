@@ -211,6 +211,12 @@ class _Emitter:
             network.epsilons += [(source, loop), (loop, target)]
             self._emit(body, loop, loop)
             return
+        if minimum == 1 and maximum is None:
+            # One body for the first repetition and the others, so that the first has the mask of the others.
+            loop, again = network.new_state(), network.new_state()
+            network.epsilons += [(source, loop), (again, loop), (again, target)]
+            self._emit(body, loop, again)
+            return
         if minimum == 0:
             network.epsilons.append((source, target))
             if maximum == 1:
