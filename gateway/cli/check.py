@@ -67,6 +67,6 @@ def explained(enforcement_name: str) -> str:
     """Say what an enforcement means."""
     return {
         "masked": "the mask",
-        "checked": "a check at the value's end",
+        "checked": "a check",
         "annotation": "nothing: it is an annotation",
     }.get(enforcement_name, enforcement_name)

@@ -42,6 +42,7 @@ class Refusals:
 
     def __init__(self, obligations: Obligations, checks: JsonChecks, classes: TokenClasses, trie: TokenTrie) -> None:
         self._checks = checks
+        self._needs_no_space = obligations.needs_no_space
         self._lookout = Lookout(obligations, checks)
         self._classes = classes
         self._trie = trie
@@ -78,8 +79,8 @@ class Refusals:
         for token_id, token_class in table.sift(actions, row):
             if self._is_refused(progress, start, situation, token_id, token_class):
                 _clear(row, token_id)
-        is_stuck = place is Place.AFTER and situation.behind.may_close is not True
-        if is_stuck and not (row & ~self._classes.spaces).any():
+        is_stuck = place is Place.AFTER and situation.behind.may_close is False
+        if is_stuck and self._needs_no_space and not (row & ~self._classes.spaces).any():
             row[:] = 0  # white space leads nowhere else
 
     def _is_refused(

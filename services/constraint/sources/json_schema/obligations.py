@@ -109,6 +109,7 @@ class Obligations:
 
     def __init__(self, schema: Schema, inexact: frozenset[str]) -> None:
         self.evaluator: Final = Evaluator(schema.targets)
+        self.needs_no_space: Final = schema.needs_no_space
         self._root = schema.root
         self._targets = schema.targets
         self._inexact = inexact

@@ -81,11 +81,15 @@ Schemas made by programs have such numbers (2147483647), and the core counts up 
 
 @dataclass(slots=True)
 class Schema:
-    """A read schema: its root, the nodes that references name, and the report."""
+    """A read schema: its root, the nodes that references name, and the report.
+
+    `needs_no_space` tells whether texts may always go on without white space.
+    """
 
     root: Node
     targets: dict[str, Node] = field(default_factory=dict)
     keywords: tuple[KeywordReport, ...] = ()
+    needs_no_space: bool = True
 
 
 def read(document: Json, options: SourceOptions) -> Schema:
@@ -116,7 +120,7 @@ class _Reader:
         self._draft = draft_of(document, options.default_draft)
         self._references = References(document, options)
         self._scope: Scope | None = None  # None until it matters
-        self._schema = Schema(ANY)
+        self._schema = Schema(ANY, needs_no_space=options.whitespace != "pattern")
         self._reports: list[tuple[_Order, KeywordReport]] = []
         self._order: dict[str, _Order] = {}  # of each schema that was read, by its pointer
         self._depth = 0

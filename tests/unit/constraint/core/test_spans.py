@@ -46,7 +46,7 @@ def mask(one: Matcher, state: int) -> list[int]:
     ("body", "num_spans"),
     [
         (Repeat(LETTER, 0, None), 1),
-        (Repeat(LETTER, 1, None), 2),  # the first letter's state and the loop
+        (Repeat(LETTER, 1, None), 1),  # the first letter has the state of the others
         (Repeat(LETTER, 3, 70), 1),
         (Repeat(ANY_CHARACTER, 0, None), 20),  # one for each place inside a character
         (Repeat(PLAIN_CHARACTER, 2, 9), 14),
