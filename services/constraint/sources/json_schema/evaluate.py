@@ -223,6 +223,8 @@ class Evaluator:
             unique = are_unique(items)
             if unique is False:
                 return False
+            # Whether what is not known is equal to another item is no question of a node.
+            self.has_met_part = self.has_met_part or unique is None
             result = result and unique
         for contains in node.contains:
             found = self._contains(contains.node, items)
