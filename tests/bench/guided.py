@@ -80,7 +80,7 @@ def measure(client: GatewayClient, case: Case) -> Run:
         chat=[("user", case.question)],
         constraint=case.constraint,
         max_tokens=case.max_tokens,
-        whitespace=None if case.constraint is None else "spaced",
+        options=None if case.constraint is None else {"whitespace": "spaced"},
     )
     result: Any = None
     for piece in client.stream(generation):
