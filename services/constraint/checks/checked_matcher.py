@@ -17,12 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from services.constraint.checks.progress import JsonChecks, Progress
-from services.constraint.checks.refusals import Bitmask, Refusals
+from services.constraint.checks.refusals import Refusals
 from services.constraint.checks.token_classes import TokenClasses
 from services.constraint.core.engine import TERMINATED, Forcing, Guidance, Matcher
 from services.constraint.sources.json_schema.obligations import Obligations
 from services.rpckit.status import LeaseExpired, OutOfFuel, TokenRejected
 from services.vocabulary import allowed_token_ids
+from services.vocabulary.bitmask import Bitmask
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")

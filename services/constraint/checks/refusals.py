@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from functools import partial
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from services.constraint.checks.outlook import FREE, UNKNOWN, Lookout, Outlook
 from services.constraint.checks.progress import Frame, JsonChecks, Place, Progress
@@ -16,8 +15,7 @@ from services.constraint.checks.token_classes import Action, Start, TokenClass, 
 from services.constraint.core.engine import TokenTrie
 from services.constraint.sources.json_schema.keys import key_bytes
 from services.constraint.sources.json_schema.obligations import Obligations
-
-Bitmask: TypeAlias = npt.NDArray[np.int32]
+from services.vocabulary.bitmask import Bitmask
 
 # By place, and whether that is in an object.
 _START_OF: Final = {

@@ -11,14 +11,14 @@ import threading
 from collections.abc import Callable, Iterator
 from enum import Enum, IntEnum, auto
 from functools import cached_property
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from services.constraint.core.compiling import compiled
 from services.constraint.core.engine import TokenTrie
-from services.vocabulary import bitmask_words
+from services.vocabulary import pack_bool_mask
 
 Int32s = npt.NDArray[np.int32]
 Actions = npt.NDArray[np.uint8]
@@ -58,21 +58,18 @@ class Action(IntEnum):
     LOOK = 2  # at each
 
 
-class TokenClass:
+class TokenClass(NamedTuple):
     """What some tokens do.
 
-    `is_prompt` tells whether nothing comes before the first of the events: a string, key or scalar in which the token
-    begins ends as it is. `events` are, in order: `k` ends a key that the token began itself, `s` such a string, `n`
-    such a number or literal; `{` opens a container; `,` goes on; `}` closes a container.
+    `has_ended` tells whether the string, key or scalar ends in which they begin, `is_prompt` whether nothing comes
+    before the first of the events: what they begin in ends as it is. `events` are, in order: `k` ends a key that the
+    token began itself, `s` such a string, `n` such a number or literal; `{` opens a container; `,` goes on; `}`
+    closes a container.
     """
 
-    __slots__ = ("events", "has_ended", "is_prompt")
-
-    def __init__(self, has_ended: bool, is_prompt: bool, events: str) -> None:
-        """`has_ended` tells whether the string, key or scalar ends in which the token begins."""
-        self.has_ended = has_ended
-        self.is_prompt = is_prompt
-        self.events = events
+    has_ended: bool
+    is_prompt: bool
+    events: str
 
     def ends_value(self, start: Start) -> bool:
         """Tell whether the tokens end a string or scalar that they begin in, or a string that they begin with."""
@@ -107,11 +104,7 @@ class TokenClasses:
     @cached_property
     def spaces(self) -> Int32s:
         """The bitmask (words,) of the tokens that are white space alone."""
-        bitmask = np.zeros(bitmask_words(len(self._token_bytes)), np.int32)
-        for token_id, text in enumerate(self._token_bytes):
-            if text and _SPACE.issuperset(text):
-                bitmask[token_id >> 5] |= np.uint32(1 << (token_id & 31)).astype(np.int32)
-        return bitmask
+        return pack_bool_mask(np.array([bool(text) and _SPACE.issuperset(text or b"") for text in self._token_bytes]))
 
     @cached_property
     def _spaces_behind_scalars(self) -> list[tuple[int, bytes]]:
@@ -141,12 +134,12 @@ class ClassTable:
     """Tokens by class, of those that do something."""
 
     def __init__(self, texts: list[tuple[int, bytes]], start: Start, found: _Found) -> None:
-        members: dict[tuple[bool, bool, str], list[int]] = {}
+        members: dict[TokenClass, list[int]] = {}
         for token_id, text in texts:
             key = _described(text, start)
-            if key[0] or key[2].strip("{"):
+            if key.has_ended or key.events.strip("{"):
                 members.setdefault(key, []).append(token_id)
-        self.classes: Final = [TokenClass(*key) for key in members]
+        self.classes: Final = list(members)
         self._token_id = np.array([token_id for group in members.values() for token_id in group], np.int32)
         self._class_start = np.cumsum([0, *map(len, members.values())]).astype(np.int32)
         self._found = found
@@ -186,15 +179,15 @@ def _sift(token_id: Int32s, class_start: Int32s, actions: Actions, row: Int32s, 
     return num_found
 
 
-def _described(text: bytes, start: Start) -> tuple[bool, bool, str]:
+def _described(text: bytes, start: Start) -> TokenClass:
     """Return the class of a token."""
     at, has_ended = 0, False
     if start is Start.IN_ESCAPE:
-        return _string_end(text, 1) >= 0, False, ""
+        return TokenClass(_string_end(text, 1) >= 0, False, "")
     if start in _STRINGS:
         at = _string_end(text, 0)
         if at < 0:
-            return False, False, ""
+            return TokenClass(False, False, "")
         has_ended = True
         is_prompt = at == 1
     elif start in _SCALARS:
@@ -204,7 +197,7 @@ def _described(text: bytes, start: Start) -> tuple[bool, bool, str]:
         is_prompt = at == 0
     else:
         is_prompt = text[0] not in _SPACE
-    return has_ended, is_prompt, "".join(_events(text, at, start))
+    return TokenClass(has_ended, is_prompt, "".join(_events(text, at, start)))
 
 
 def _events(text: bytes, at: int, start: Start) -> Iterator[str]:
