@@ -10,12 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import lru_cache
 from itertools import islice
 from typing import Any, Final, TypeAlias
 
-from services.constraint.core.regex.automaton import Dfa
-from services.constraint.sources.json_schema.formats import FORMATS
 from services.constraint.sources.json_schema.nodes import (
     AllOf,
     AnyOf,
@@ -37,7 +34,7 @@ from services.constraint.sources.json_schema.nodes import (
     String,
     Unevaluated,
 )
-from services.constraint.sources.json_schema.strings import dfa_of
+from services.constraint.sources.json_schema.strings import found_in, matches
 
 Verdict: TypeAlias = bool | None
 
@@ -66,8 +63,6 @@ SOME_NUMBER = Scalar(Decimal)
 _Contents: TypeAlias = list[Value] | dict[str, Value]
 # What is worth remembering of whole lists and objects: what takes looking into them.
 _REMEMBERED: Final = AllOf | AnyOf | OneOf | Not | Conditional | Unevaluated | Ref | Array | Object | Constants
-# Characters at the end of a text that the next one need not have: about a token.
-_LATEST: Final = 24
 # Verdicts on lists and objects that are remembered; beyond it the older half is forgotten.
 _MAX_REMEMBERED = 20_000
 
@@ -180,7 +175,7 @@ class Evaluator:
             return self._meet(node)
         if not isinstance(value, str):
             return False
-        return is_string_of(node, value)
+        return matches(node, value)
 
     def _number(self, node: Number, value: Value) -> Verdict:
         if value is SOME_NUMBER:
@@ -374,60 +369,6 @@ def _is_evaluated(members: Members, name: str) -> bool:
         or name in members.properties
         or any(found_in(pattern, name) for pattern, _ in members.patterns)
     )
-
-
-def is_string_of(node: String, value: str) -> bool:
-    """Tell whether a string is one of the node's."""
-    if len(value) < node.min_length or (node.max_length is not None and len(value) > node.max_length):
-        return False
-    return all(found_in(pattern, value) for pattern in node.patterns) and all(
-        has_format(name, value) for name in node.formats
-    )
-
-
-def found_in(pattern: str, text: str) -> bool:
-    """Tell whether an ECMA-262 pattern is found in a text. By automaton, so in time linear in the text."""
-    return _search(pattern).finds(text)
-
-
-@lru_cache(maxsize=512)
-def _search(pattern: str) -> _Search:
-    return _Search(dfa_of(pattern))
-
-
-class _Search:
-    """An automaton that remembers its steps, and where the latest text led but for its end; the next may begin so."""
-
-    def __init__(self, dfa: Dfa) -> None:
-        self._dfa = dfa
-        self._steps: list[dict[str, int]] = [{} for _ in dfa.edges]
-        self._latest = "", 0  # a text, and the state behind it
-
-    def finds(self, text: str) -> bool:
-        begun, state = self._latest
-        if not text.startswith(begun):
-            begun, state = "", 0
-        behind = max(len(begun), len(text) - _LATEST)
-        state = self._run(text[len(begun) : behind], state)
-        self._latest = text[:behind], state
-        return self._run(text[behind:], state) in self._dfa.accepting
-
-    def _run(self, text: str, state: int) -> int:
-        """Return the state behind a text, -1 where nothing goes on with it."""
-        for character in text:
-            if state < 0:
-                break
-            steps = self._steps[state]
-            if character not in steps:
-                steps[character] = self._dfa.step(state, ord(character))
-            state = steps[character]
-        return state
-
-
-def has_format(name: str, text: str) -> bool:
-    """Tell whether a text has a format of the table."""
-    known = FORMATS[name]
-    return found_in(known.pattern, text) and (known.check is None or known.check(text))
 
 
 def _all(verdicts: Iterable[Verdict]) -> Verdict:

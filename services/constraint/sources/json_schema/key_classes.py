@@ -81,11 +81,6 @@ def key_classes(
     return _classes(tuple(sorted(set(names))), patterns, None if limits == (0, None, ()) else limits)
 
 
-def matches_key(pattern: str, name: str) -> bool:
-    """Tell whether a pattern is found in a name."""
-    return strings.dfa_of(pattern).matches(name)
-
-
 @lru_cache(maxsize=128)
 def _classes(
     names: tuple[str, ...], patterns: tuple[str, ...], among: _Limits | None
@@ -101,7 +96,9 @@ def _classes(
     without: dict[tuple[int, ...], list[str]] = {matched: [] for matched in product.ends}
     for name in names:
         if among is None or strings.matches(String(*among), name):
-            without[tuple(index for index, pattern in enumerate(patterns) if matches_key(pattern, name))].append(name)
+            without[tuple(index for index, pattern in enumerate(patterns) if strings.found_in(pattern, name))].append(
+                name
+            )
     num_classes = Counter(index for matched in product.ends for index in matched)
     classes = []
     for matched in sorted(product.ends):

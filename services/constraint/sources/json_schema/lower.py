@@ -30,7 +30,6 @@ from services.constraint.core.regex import anchors, automaton, encoding, lookaro
 from services.constraint.core.regex.parse import parse
 from services.constraint.sources.json_schema import numeric
 from services.constraint.sources.json_schema.combine import Combiner
-from services.constraint.sources.json_schema.evaluate import is_string_of
 from services.constraint.sources.json_schema.formats import FORMATS
 from services.constraint.sources.json_schema.key_classes import KeyClass, key_classes
 from services.constraint.sources.json_schema.keys import key_bytes
@@ -61,6 +60,7 @@ from services.constraint.sources.json_schema.strings import (
     ANY_STRING,
     PLAIN_CHARACTER,
     PLAIN_STRING,
+    matches,
     string,
 )
 from services.constraint.sources.source import SourceOptions, Spelling, Whitespace
@@ -210,6 +210,7 @@ class _Lowering:
         self._num_rules = 0
         self._kept: list[Node] = []  # ids are keys, so what they name must live
         self._inexact_numbers: set[object] = set()
+        self._without_lengths: set[object] = set()  # strings
         self._key_classes: dict[object, tuple[tuple[KeyClass, ...], bool]] = {}
 
     def run(self) -> Lowered:
@@ -298,22 +299,25 @@ class _Lowering:
             self._combiner.blame(node, "format")
         key = (node.min_length, node.max_length, node.patterns, node.formats)
         if key not in self._shared:
-            expression = self._string_expression(node)
+            expression, has_lengths = self._string_expression(node)
             self._shared[key] = expression if expression is NOTHING else self._rule(lambda: expression, "string")
+            if not has_lengths:
+                self._without_lengths.add(key)
+        if key in self._without_lengths:
+            self._combiner.blame(node, "minLength")
+            self._combiner.blame(node, "maxLength")
         return self._shared[key]
 
-    def _string_expression(self, node: String) -> Expression:
-        """Return the expression of a string, without its lengths where these take too large an automaton."""
+    def _string_expression(self, node: String) -> tuple[Expression, bool]:
+        """Return the expression of a string, and whether its lengths are in it: not where they take too much."""
         try:
-            return string(node, self._options.escapes)
+            return string(node, self._options.escapes), True
         except GrammarTooLarge as error:
             if node.min_length == 0 and node.max_length is None:
                 raise located(error, f"{node.pointer}/pattern") from None
         except (GrammarSyntax, UnsupportedConstruct) as error:
             raise located(error, f"{node.pointer}/pattern") from None
-        self._combiner.blame(node, "minLength")
-        self._combiner.blame(node, "maxLength")
-        return self._string_expression(String(0, None, node.patterns, node.formats, node.pointer))
+        return self._string_expression(String(0, None, node.patterns, node.formats, node.pointer))[0], False
 
     # Constants
 
@@ -649,7 +653,7 @@ class _Names:
         """Tell whether a member may have a declared name."""
         if self.known is not None:
             return name in self.known
-        return not isinstance(self.others, String) or is_string_of(self.others, name)
+        return not isinstance(self.others, String) or matches(self.others, name)
 
 
 def _parts_of_others(node: Object, found: set[str]) -> Iterator[Node]:

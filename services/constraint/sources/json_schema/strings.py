@@ -6,8 +6,8 @@ that of `encoding.json_plain`, so that what a pattern leaves no choice in can be
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
+from typing import Final
 
 from services.constraint.core.grammar import NOTHING, Bytes, Expression, Repeat, Sequence
 from services.constraint.core.regex import anchors, automaton, charset, encoding, lookaround
@@ -26,6 +26,9 @@ PLAIN_CHARACTER = encoding.characters(charset.EVERYTHING, encoding.json_plain)
 ANY_STRING: Expression = Sequence((_QUOTE, Repeat(ANY_CHARACTER, 0, None), _QUOTE))
 PLAIN_STRING: Expression = Sequence((_QUOTE, Repeat(PLAIN_CHARACTER, 0, None), _QUOTE))
 
+# Characters at the end of a text that the next one need not have: about a token.
+_LATEST: Final = 24
+
 _CHARACTERS: dict[Spelling, Expression] = {"any": ANY_CHARACTER, "plain": PLAIN_CHARACTER}
 _ENCODINGS: dict[Spelling, Encoding] = {"any": encoding.json_any, "plain": encoding.json_plain}
 
@@ -33,7 +36,7 @@ _ENCODINGS: dict[Spelling, Encoding] = {"any": encoding.json_any, "plain": encod
 def string(node: String, escapes: Spelling = "any") -> Expression:
     """Return the expression of the strings of a node, quotes included.
 
-    What only `checks_of` can tell is not in it.
+    What only the `check` of a format can tell is not in it.
 
     Raises:
         GrammarSyntax, UnsupportedConstruct, GrammarTooLarge: as the patterns' parsing and products do.
@@ -51,18 +54,52 @@ def patterns_of(node: String) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*node.patterns, *(FORMATS[name].pattern for name in node.formats))))
 
 
-def checks_of(node: String) -> tuple[Callable[[str], bool], ...]:
-    """Return what the finished strings must pass besides."""
-    return tuple(check for name in node.formats if (check := FORMATS[name].check) is not None)
-
-
 def matches(node: String, value: str) -> bool:
     """Tell whether a string is one of the node's."""
     if len(value) < node.min_length or (node.max_length is not None and len(value) > node.max_length):
         return False
-    if not all(dfa_of(pattern).matches(value) for pattern in patterns_of(node)):
+    if not all(found_in(pattern, value) for pattern in patterns_of(node)):
         return False
-    return all(check(value) for check in checks_of(node))
+    return all(check(value) for name in node.formats if (check := FORMATS[name].check) is not None)
+
+
+def found_in(pattern: str, text: str) -> bool:
+    """Tell whether an ECMA-262 pattern is found in a text. By automaton, so in time linear in the text."""
+    return _search(pattern).finds(text)
+
+
+@lru_cache(maxsize=512)
+def _search(pattern: str) -> _Search:
+    return _Search(dfa_of(pattern))
+
+
+class _Search:
+    """An automaton that remembers its steps, and where the latest text led but for its end; the next may begin so."""
+
+    def __init__(self, dfa: Dfa) -> None:
+        self._dfa = dfa
+        self._steps: list[dict[str, int]] = [{} for _ in dfa.edges]
+        self._latest = "", 0  # a text, and the state behind it
+
+    def finds(self, text: str) -> bool:
+        begun, state = self._latest
+        if not text.startswith(begun):
+            begun, state = "", 0
+        behind = max(len(begun), len(text) - _LATEST)
+        state = self._run(text[len(begun) : behind], state)
+        self._latest = text[:behind], state
+        return self._run(text[behind:], state) in self._dfa.accepting
+
+    def _run(self, text: str, state: int) -> int:
+        """Return the state behind a text, -1 where nothing goes on with it."""
+        for character in text:
+            if state < 0:
+                break
+            steps = self._steps[state]
+            if character not in steps:
+                steps[character] = self._dfa.step(state, ord(character))
+            state = steps[character]
+        return state
 
 
 @lru_cache(maxsize=512)

@@ -17,6 +17,8 @@ def _one_of_30(first: int) -> dict[str, Any]:
 
 
 LOW, HIGH = _one_of_30(0), _one_of_30(100)
+# Its lengths take too large an automaton together with the pattern.
+LONG = {"pattern": r"^.+@(.+\.)+[a-z]{2,}$", "maxLength": 5000}
 PATTERNS = [{"pattern": "^a"}, {"pattern": "^b"}]
 
 
@@ -28,6 +30,8 @@ PATTERNS = [{"pattern": "^a"}, {"pattern": "^b"}]
         ({"properties": {"a": {"allOf": [LOW, HIGH]}}}, {"a": 5}),
         ({"items": LOW, "allOf": [{"items": HIGH}]}, [5]),
         ({"properties": {"a": {"if": LOW, "then": HIGH}}}, {"a": 5}),
+        # The same in two places is written once, and checked in both.
+        ({"properties": {"a": LONG, "b": dict(LONG)}}, {"b": "@b.".rjust(5000, "a") + "cc"}),
         # What stands for the other values has no schema.
         ({"items": {"not": {"properties": {"a": {"type": "string"}}}}}, [{"b": 1}]),
         ({"items": {"not": {"properties": {"b": True, "c": False}, "type": "object"}}}, [{"a": True}]),
