@@ -19,7 +19,8 @@ _HOMES: Final = {
     "max_schema_depth": "sources.json_schema.document:MAX_SCHEMA_DEPTH",
     "max_combined_cases": "sources.json_schema.combine:MAX_LEAVES",
     "max_counted_properties": "sources.json_schema.lower:MAX_COUNTED_PROPERTIES",
-    "max_grammar_characters": "sources.lark_source:MAX_GRAMMAR_CHARACTERS",
+    "max_grammar_characters": "sources.lark.loading:MAX_GRAMMAR_CHARACTERS",
+    "max_lexer_variants": "sources.lark.lowering:MAX_VARIANTS",
     "max_choices_bytes": "sources.choices:MAX_CHOICES_BYTES",
     "max_pattern_characters": "core.regex.parse:MAX_PATTERN_CHARACTERS",
     "max_group_depth": "core.regex.parse:MAX_GROUP_DEPTH",
@@ -43,6 +44,7 @@ class CompileLimits:
     max_combined_cases: int = 512
     max_counted_properties: int = 60
     max_grammar_characters: int = 500_000
+    max_lexer_variants: int = 50_000
     max_choices_bytes: int = 1_000_000
     max_pattern_characters: int = 20_000
     max_group_depth: int = 100

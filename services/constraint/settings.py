@@ -57,6 +57,9 @@ class ConstraintSettings(ServiceSettings):
         60, ge=0, le=2000, description="Declared properties beside minProperties or maxProperties; cost is its square."
     )
     max_grammar_characters: int = Field(500_000, ge=1, description="Characters of a Lark grammar.")
+    max_lexer_variants: int = Field(
+        50_000, ge=1, description="Rules of a Lark grammar, one for each pair of lexer states that it leads between."
+    )
     max_choices_bytes: int = Field(1_000_000, ge=1, description="All choices together.")
     max_pattern_characters: int = Field(20_000, ge=1, description="Characters of one pattern.")
     max_group_depth: int = Field(100, ge=1, le=500, description="Groups within groups of a pattern.")

@@ -41,9 +41,9 @@ def build(source: ConstraintSource, options: SourceOptions) -> BuiltSource:
         from services.constraint.sources.regex_source import build as build_regex_source  # noqa: PLC0415
 
         return build_regex_source(source.text)
-    from services.constraint.sources.lark_source import build as build_lark_source  # noqa: PLC0415
+    from services.constraint.sources.lark import build as build_lark  # noqa: PLC0415
 
-    return build_lark_source(source.text)
+    return build_lark(source.text, options.lexer)
 
 
 def read_schema(source: ConstraintSource, options: SourceOptions) -> Schema:

@@ -19,6 +19,7 @@ UnknownFormats: TypeAlias = Literal["annotation", "error"]
 Spelling: TypeAlias = Literal["any", "plain"]
 Draft: TypeAlias = Literal[4, 6, 7, 2019, 2020]
 Enforcement: TypeAlias = Literal["masked", "checked", "annotation"]
+LarkLexer: TypeAlias = Literal["dynamic_complete", "contextual"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class ConstraintSource:
 
 @dataclass(frozen=True, slots=True)
 class SourceOptions:
-    """How a constraint is read. All of it means something for JSON Schema only."""
+    """How a constraint is read. All of it means something for JSON Schema only, but `lexer`, which is for Lark."""
 
     whitespace: Whitespace = "bounded"
     whitespace_pattern: str = ""
@@ -51,6 +52,8 @@ class SourceOptions:
     """The draft of a schema without `$schema`."""
     documents: tuple[tuple[str, str], ...] = ()
     """Other schemas that `$ref` may name: (absolute URI, schema as JSON text). Nothing is ever fetched."""
+    lexer: LarkLexer = "dynamic_complete"
+    """Which of Lark's lexers, each with its parser, says what a grammar means: with Earley or with LALR(1)."""
 
     def __post_init__(self) -> None:
         """Raise InvalidRequest where options do not go together."""

@@ -19,8 +19,10 @@ from jsonschema.exceptions import ValidationError
 from lark.exceptions import UnexpectedInput
 from referencing.exceptions import Unresolvable
 
-from services.constraint.sources import ConstraintSource, SourceOptions, build, lark_source
+from services.constraint.sources import ConstraintSource, SourceOptions, build
 from services.constraint.sources.json_schema import document
+from services.constraint.sources.lark import load
+from services.constraint.sources.source import LarkLexer
 from services.constraint.validation.json_validator import json_validator
 from services.rpckit.status import InvalidRequest, UnsupportedConstruct
 
@@ -62,20 +64,24 @@ def validate(source: ConstraintSource, options: SourceOptions, text: bytes) -> l
             [] if re.fullmatch(source.text, decoded) else [Violation("the text as a whole does not match the pattern")]
         )
     if source.kind == "lark":
-        return _validate_lark(source.text, decoded)
+        return _validate_lark(source.text, options.lexer, decoded)
     return _validate_json(source.text, options, decoded)
 
 
 @lru_cache(maxsize=16)
-def _loaded(grammar: str) -> lark.Lark:
-    return lark_source.load(grammar)
+def _loaded(grammar: str, lexer: LarkLexer) -> lark.Lark:
+    return load(grammar, lexer)
 
 
-def _validate_lark(grammar: str, text: str) -> list[Violation]:
+def _validate_lark(grammar: str, lexer: LarkLexer, text: str) -> list[Violation]:
     try:
-        _loaded(grammar).parse(text)
+        _loaded(grammar, lexer).parse(text)
     except UnexpectedInput as error:
         return [Violation(str(error).strip()[:_MAX_MESSAGE_CHARACTERS])]
+    except RuntimeError as error:
+        # A bug of Lark's Earley parser: it has parsed the text in more than one way, as nothing and as ignored text.
+        if "multiple start symbol items" not in str(error):
+            raise
     return []
 
 

@@ -52,6 +52,7 @@ HIT = [
         schema({"type": "object", "properties": {"a": {}, "b": {}, "c": {}}, "minProperties": 2}),
     ),
     ("max_grammar_characters", 10, ConstraintSource("lark", 'start: "a" "b"')),
+    ("max_lexer_variants", 1, ConstraintSource("lark", 'start: a a\na: "a"')),
     ("max_choices_bytes", 3, choices("ab", "cd")),
     ("max_pattern_characters", 3, regex("abcd")),
     ("max_group_depth", 2, regex("(((a)))")),

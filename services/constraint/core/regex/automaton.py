@@ -222,6 +222,13 @@ def explore(
     start: _State, step: Callable[[_State], list[tuple[Ranges, _State]]], is_accepting: Callable[[_State], bool]
 ) -> Dfa:
     """Return the automaton of the states that `start` reaches and that reach an accepting one."""
+    return explore_states(start, step, is_accepting)[0]
+
+
+def explore_states(
+    start: _State, step: Callable[[_State], list[tuple[Ranges, _State]]], is_accepting: Callable[[_State], bool]
+) -> tuple[Dfa, list[_State]]:
+    """Return the automaton as `explore` does, and what each of its states stands for."""
     numbers = {start: 0}
     order = [start]
     edges: list[list[tuple[Ranges, int]]] = []
@@ -245,12 +252,13 @@ def explore(
     accepting = {number for state, number in numbers.items() if is_accepting(state)}
     live = _reaching(edges, accepting)
     if 0 not in live:
-        return Dfa(((),), frozenset())
+        return Dfa(((),), frozenset()), [start]
     kept = {old: new for new, old in enumerate(sorted(live))}
-    return Dfa(
+    dfa = Dfa(
         tuple(tuple((ranges, kept[target]) for ranges, target in edges[old] if target in kept) for old in kept),
         frozenset(kept[state] for state in accepting),
     )
+    return dfa, [order[old] for old in kept]
 
 
 def _reaching(edges: list[list[tuple[Ranges, int]]], accepting: set[int]) -> set[int]:

@@ -1,0 +1,25 @@
+"""Lark grammars, with the meaning of one of Lark's own parsers and lexers."""
+
+from __future__ import annotations
+
+from services.constraint.sources.lark import contextual, dynamic
+from services.constraint.sources.lark.loading import START, load
+from services.constraint.sources.lark.lowering import lower
+from services.constraint.sources.source import BuiltSource, LarkLexer
+
+
+def build(text: str, lexer: LarkLexer) -> BuiltSource:
+    """Build the grammar of the texts that Lark parses by a grammar, with its parser that has this lexer.
+
+    Raises:
+        GrammarSyntax: Lark refuses it; its message is passed on, with line and column where it has them.
+        UnsupportedConstruct: look-around at a terminal's edge, or another construct without an automaton; an import
+        from a file.
+        GrammarTooLarge: beyond a limit on the text, a terminal's automaton, or the lexers' states.
+    """
+    loaded = load(text, lexer)
+    source = dynamic if lexer == "dynamic_complete" else contextual
+    return BuiltSource(lower(source.token_grammar(loaded, START)))
+
+
+__all__ = ["build", "load"]

@@ -1,0 +1,283 @@
+"""From a grammar over tokens and its lexers to the core's grammar over bytes.
+
+Between two tokens stands a *place*: the scanner that finds the next token, what is watched (`lexing.Watch`), and the
+terminals that the next token must not be. A token leads from place to place, by as many ways as there are texts that
+leave different things to be watched; so does a rule, through its tokens. The core knows no places. So there is a rule
+for each rule and pair of places that it leads between: the product of a context-free grammar with a finite automaton
+(Y. Bar-Hillel, M. Perles, E. Shamir, "On formal properties of simple phrase structure grammars", 1961), of which only
+what the start reaches is made. Mostly nothing is watched behind a token, because nothing that can follow goes on with
+it; then a rule has one pair of places and the product is the grammar itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Final, TypeAlias
+
+from services.constraint.core.grammar import EMPTY, Alternation, Expression, Grammar, Reference, Sequence
+from services.constraint.core.regex import encoding
+from services.constraint.core.regex.automaton import Dfa, explore_states, partition
+from services.constraint.core.regex.charset import Ranges
+from services.constraint.sources.lark.lexing import NOTHING, Route, Watch, lex, relevant
+from services.constraint.sources.lark.token_grammar import END, Production, Rule, Token, TokenGrammar
+from services.rpckit.status import GrammarTooLarge
+
+MAX_VARIANTS: Final = 50_000
+"""Rules with a place before and one behind; about 20 us each."""
+
+_START: Final = "whole text"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a lexer and a parser carry from one token to the next."""
+
+    scanner: int
+    watch: Watch = NOTHING
+    not_before: frozenset[str] = frozenset()
+
+
+def lower(grammar: TokenGrammar) -> Grammar:
+    """Return the grammar of the texts that the lexers cut into the grammar's tokens.
+
+    Raises:
+        UnsupportedConstruct, GrammarTooLarge: as `Terminal.dfa` and `lex` do; beyond MAX_VARIANTS.
+    """
+    first = Place(grammar.first_scanner)
+    tokens = _Tokens(grammar)
+    exits = _Exits(grammar, tokens)
+    exits.explore(grammar.start, first)
+    rules = _Rules(grammar, tokens, exits)
+    options = []
+    for last in exits.of(grammar.start, first):
+        if END not in last.not_before:
+            body = rules.reference(grammar.start, first, last)
+            options += [Sequence((body, gap)) for _, gap in tokens.gaps(last.scanner, last.watch)]
+    return Grammar(_START, {**rules.run(), **tokens.rules, _START: Alternation(tuple(options))})
+
+
+class _Tokens:
+    """The texts of tokens and of what is skipped before them, by the places that they lead between."""
+
+    def __init__(self, grammar: TokenGrammar) -> None:
+        self.rules: dict[str, Expression] = {}
+        self._scanners = grammar.scanners
+        self._lex = cache(lex)
+        self._exits: dict[tuple[Token, Place], dict[Place, Reference]] = {}
+        self._lexemes: dict[tuple[Route, Watch, Watch], Reference] = {}
+        self._gaps: dict[tuple[int, Watch], list[tuple[Watch, Expression]]] = {}
+
+    def exits(self, token: Token, place: Place) -> dict[Place, Reference]:
+        """Return the places behind a token, each with the token's texts that lead there."""
+        key = (token, place)
+        if key not in self._exits:
+            options: dict[Place, list[Expression]] = {}
+            if token.terminal not in place.not_before:
+                for watch, gap in self.gaps(place.scanner, place.watch):
+                    for route in self._scanners[place.scanner].routes.get(token.terminal, ()):
+                        for behind, _ in self._lex(route, watch).exits:
+                            text = self._lexeme(route, watch, behind)
+                            options.setdefault(Place(token.scanner, behind - token.settled), []).append(
+                                text if gap is EMPTY else Sequence((gap, text))
+                            )
+            self._exits[key] = {
+                behind: self._rule(f"token {token.terminal}", Alternation(tuple(texts)))
+                for behind, texts in options.items()
+            }
+        return self._exits[key]
+
+    def gaps(self, scanner: int, watch: Watch) -> list[tuple[Watch, Expression]]:
+        """Return what may be skipped before a token, nothing at all included, and what is watched behind it."""
+        key = (scanner, watch)
+        if key not in self._gaps:
+            dfa, states = explore_states(
+                _Gap(frozenset((watch,))), lambda gap: self._skip(scanner, gap), lambda gap: bool(gap.inside)
+            )
+            exits: dict[Watch, set[int]] = {}
+            for number in dfa.accepting:
+                for behind in states[number].ends:
+                    exits.setdefault(behind, set()).add(number)
+            self._gaps[key] = [
+                (watch, EMPTY),
+                *(
+                    (behind, self._rule("gap", Dfa(dfa.edges, frozenset(numbers)).to_automaton(encoding.utf8)))
+                    for behind, numbers in exits.items()
+                ),
+            ]
+        return self._gaps[key]
+
+    def _skip(self, scanner: int, gap: _Gap) -> list[tuple[Ranges, _Gap]]:
+        ignored = self._scanners[scanner].ignored
+        at = [*gap.inside, *((route, watch, 0) for route in ignored for watch in gap.ends)]
+        moves = [
+            (ranges, (route, watch, target))
+            for route, watch, state in at
+            for ranges, target in self._lex(route, watch).dfa.edges[state]
+        ]
+        return [
+            (ranges, self._gap(scanner, frozenset(moves[index][1] for index in indices)))
+            for ranges, indices in partition([ranges for ranges, _ in moves])
+        ]
+
+    def _gap(self, scanner: int, inside: frozenset[_Inside]) -> _Gap:
+        next_characters = self._scanners[scanner].next_characters
+        ends = {
+            relevant(behind, next_characters)
+            for route, watch, state in inside
+            for behind, accepting in self._lex(route, watch).exits
+            if state in accepting
+        }
+        return _Gap(frozenset(ends), inside)
+
+    def _lexeme(self, route: Route, watch: Watch, behind: Watch) -> Reference:
+        key = (route, watch, behind)
+        if key not in self._lexemes:
+            expression = self._lex(route, watch).expression(behind)
+            self._lexemes[key] = self._rule(f"terminal {route.target.name}", expression)
+        return self._lexemes[key]
+
+    def _rule(self, name: str, expression: Expression) -> Reference:
+        name = f"{name} {len(self.rules)}"
+        self.rules[name] = expression
+        return Reference(name)
+
+
+_Inside: TypeAlias = tuple[Route, Watch, int]
+"""In the middle of something ignored: its route, what was watched before it, the state of its automaton."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Gap:
+    """While text is skipped: what is watched where a piece may have ended, and the pieces that may go on."""
+
+    ends: frozenset[Watch]
+    inside: frozenset[_Inside] = frozenset()
+
+
+class _Exits:
+    """The places behind each rule, by the place before it: the least fixed point."""
+
+    def __init__(self, grammar: TokenGrammar, tokens: _Tokens) -> None:
+        self._grammar = grammar
+        self._tokens = tokens
+        self._known: dict[tuple[Rule, Place], dict[Place, None]] = {}
+        self._users: dict[tuple[Rule, Place], dict[tuple[Rule, Place], None]] = {}
+        self._waiting: list[tuple[Rule, Place]] = []
+        self._num_variants = 0
+
+    def explore(self, start: Rule, place: Place) -> None:
+        """Find the places behind a rule and all that it needs."""
+        self._ask(start, place)
+        while self._waiting:
+            user = self._waiting.pop()
+            known = self._known[user]
+            found = [place for place in self._behind(*user) if place not in known]
+            if found:
+                known.update(dict.fromkeys(found))
+                self._count(len(found))
+                self._waiting.extend(self._users.get(user, ()))
+
+    def of(self, symbol: Rule | Token, place: Place) -> Iterable[Place]:
+        """Return the places behind a symbol."""
+        return self._tokens.exits(symbol, place) if isinstance(symbol, Token) else self._known[symbol, place]
+
+    def _behind(self, rule: Rule, place: Place) -> Iterator[Place]:
+        for production in self._grammar.productions[rule]:
+            places = dict.fromkeys((place,))
+            for symbol in production.symbols:
+                if not isinstance(symbol, Token):
+                    for before in places:
+                        self._ask(symbol, before)
+                        self._users.setdefault((symbol, before), {})[rule, place] = None
+                places = dict.fromkeys(behind for before in places for behind in self.of(symbol, before))
+            yield from (completed(production, last) for last in places)
+
+    def _ask(self, rule: Rule, place: Place) -> None:
+        if (rule, place) not in self._known:
+            self._known[rule, place] = {}
+            self._waiting.append((rule, place))
+
+    def _count(self, num_found: int) -> None:
+        self._num_variants += num_found
+        if self._num_variants > MAX_VARIANTS:
+            raise GrammarTooLarge(
+                f"the grammar's rules lead between more than {MAX_VARIANTS} pairs of lexer states "
+                "(limit max_lexer_variants); let fewer terminals be the beginning of others",
+                limit="max_lexer_variants",
+                value=MAX_VARIANTS,
+            )
+
+
+def completed(production: Production, place: Place) -> Place:
+    """Return the place behind a production whose last symbol leads to this one."""
+    return Place(place.scanner, place.watch, place.not_before | production.not_before)
+
+
+class _Rules:
+    """Writes the rules that are referred to."""
+
+    def __init__(self, grammar: TokenGrammar, tokens: _Tokens, exits: _Exits) -> None:
+        self._grammar = grammar
+        self._tokens = tokens
+        self._exits = exits
+        self._rules: dict[str, Expression] = {}
+        self._names: dict[tuple[Rule, Place, Place], str] = {}
+        self._waiting: list[tuple[Rule, Place, Place]] = []
+
+    def reference(self, symbol: Rule | Token, before: Place, behind: Place) -> Reference:
+        """Return the call of a symbol that leads from one place to another."""
+        if isinstance(symbol, Token):
+            return self._tokens.exits(symbol, before)[behind]
+        key = (symbol, before, behind)
+        if key not in self._names:
+            self._names[key] = f"rule {self._grammar.names[symbol]} {len(self._names)}"
+            self._waiting.append(key)
+        return Reference(self._names[key])
+
+    def run(self) -> dict[str, Expression]:
+        """Return all rules that were referred to."""
+        while self._waiting:
+            rule, before, behind = key = self._waiting.pop()
+            options = [
+                option
+                for index, production in enumerate(self._grammar.productions[rule])
+                for option in self._options(production, before, behind, f"{self._names[key]}.{index}")
+            ]
+            self._rules[self._names[key]] = Alternation(tuple(options))
+        return self._rules
+
+    def _options(self, production: Production, before: Place, behind: Place, name: str) -> list[Expression]:
+        """Return the ways of a production from one place to another."""
+        symbols = production.symbols
+        layers: list[Collection[Place]] = [(before,)]
+        for symbol in symbols:
+            layers.append(dict.fromkeys(to for place in layers[-1] for to in self._exits.of(symbol, place)))
+        # The way from each place of a layer to the end, from the last layer to the first.
+        ways: dict[Place, Expression] = {place: EMPTY for place in layers[-1] if completed(production, place) == behind}
+        for index in reversed(range(len(symbols))):
+            found: dict[Place, Expression] = {}
+            for place in layers[index]:
+                options = [
+                    _followed(self.reference(symbols[index], place, to), ways[to])
+                    for to in self._exits.of(symbols[index], place)
+                    if to in ways
+                ]
+                if options:
+                    found[place] = options[0] if len(options) == 1 else Alternation(tuple(options))
+            # What several places may lead to is written once.
+            is_shared = index > 0 and len(layers[index - 1]) > 1
+            ways = {place: self._named(f"{name}.{index}", way) for place, way in found.items()} if is_shared else found
+        return [ways[before]] if before in ways else []
+
+    def _named(self, name: str, expression: Expression) -> Reference:
+        name = f"{name} {len(self._rules)}"
+        self._rules[name] = expression
+        return Reference(name)
+
+
+def _followed(first: Expression, rest: Expression) -> Expression:
+    if rest is EMPTY:
+        return first
+    return Sequence((first, *rest.parts) if isinstance(rest, Sequence) else (first, rest))
