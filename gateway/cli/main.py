@@ -43,6 +43,10 @@ WhitespacePattern = Annotated[
 PropertyOrder = Annotated[
     Literal["schema", "any"] | None, typer.Option(help="Order of an object's properties. Default: schema.")
 ]
+Lexer = Annotated[
+    Literal["dynamic_complete", "contextual"] | None,
+    typer.Option(help="Lark's lexer, of Earley or of LALR, that says what a grammar means. Default: dynamic_complete."),
+]
 FormatMode = Annotated[
     Literal["assert", "annotation"] | None, typer.Option("--format", help="Whether `format` counts. Default: assert.")
 ]
@@ -142,6 +146,7 @@ def generate(
     escapes: Escapes = None,
     default_draft: DefaultDraft = None,
     document: Documents = None,
+    lexer: Lexer = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens to write.", min=1, max=2**32 - 1)] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy, the default.")] = None,
@@ -167,6 +172,7 @@ def generate(
         options=command.read_options(
             documents=tuple(document or ()),
             default_draft=default_draft,
+            lexer=lexer,
             whitespace=whitespace,
             whitespace_pattern=whitespace_pattern,
             property_order=property_order,
@@ -215,6 +221,7 @@ def check(
     escapes: Escapes = None,
     default_draft: DefaultDraft = None,
     document: Documents = None,
+    lexer: Lexer = None,
     cases: Annotated[Path | None, typer.Option(help="JSON lines, packed or not, of constraints with texts.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where results go, a line for each case. Default: stdout.")] = None,
     workers: Annotated[int, typer.Option(help="Cases that run at the same time.", min=1, max=256)] = 1,
@@ -242,6 +249,7 @@ def check(
     options = read_options(
         documents=tuple(document or ()),
         default_draft=default_draft,
+        lexer=lexer,
         whitespace=whitespace,
         whitespace_pattern=whitespace_pattern,
         property_order=property_order,

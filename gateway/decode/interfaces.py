@@ -109,6 +109,7 @@ class CompileOptions:
     escapes: Literal["any", "plain"] = "any"
     default_draft: Literal[4, 6, 7, 2019, 2020] = 2020
     documents: tuple[tuple[str, str], ...] = ()
+    lexer: Literal["dynamic_complete", "contextual"] = "dynamic_complete"
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,6 +113,7 @@ def test_each_part_of_the_key_matters() -> None:
         {"options": SourceOptions(integers="plain")},
         {"options": SourceOptions(escapes="plain")},
         {"options": SourceOptions(default_draft=7)},
+        {"options": SourceOptions(lexer="contextual")},
         {"options": SourceOptions(documents=(("urn:a", "{}"),))},
         {"options": SourceOptions(documents=(("urn:a", "true"),))},
         {"options": SourceOptions(documents=(("urn:b", "{}"),))},

@@ -30,6 +30,7 @@ EVERY: dict[str, Any] = {
     "integers": "plain",
     "escapes": "plain",
     "default_draft": 2019,
+    "lexer": "contextual",
     "documents": (("urn:a", "true"), ("urn:b", '{"$ref": "urn:a"}')),
 }
 
