@@ -1,17 +1,22 @@
 """Random grammars and texts against Lark's own parsers."""
 
 import itertools
+import random
 
 import lark
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from services.constraint.core.engine import Matcher, TokenTrie, compile_grammar
 from services.constraint.core.grammar import Grammar
 from services.constraint.sources import ConstraintSource, SourceOptions, build
 from services.constraint.sources.source import LarkLexer
-from services.rpckit.status import GrammarSyntax
+from services.constraint.validation.validators import validate
+from services.rpckit.status import GrammarSyntax, UnsatisfiableGrammar
+from services.vocabulary import allowed_token_ids
 from tests.support.derivation import matches
+from tests.support.grammars import vocabulary
 from tests.support.lark_grammars import ALPHABET, lark_grammars
 
 # name -> (grammar, pieces of text)
@@ -78,6 +83,39 @@ def test_random_grammars_take_exactly_the_texts_that_lark_parses(lexer: LarkLexe
         for characters in itertools.product(ALPHABET, repeat=length):
             text = "".join(characters)
             assert matches(grammar, text.encode()) == _is_accepted(parser, text), text
+
+
+VOCABULARY = vocabulary((("a", "b"), ("a", "a"), ("b", "."), ("ab", "a"), (".", "a"), ("!", "a")))
+TRIE = TokenTrie(VOCABULARY)
+MAX_TOKENS = 40
+
+
+@pytest.mark.parametrize("lexer", LEXERS)
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(text_of_grammar=lark_grammars(), seed=st.integers(0, 1 << 30))
+def test_walks_through_the_masks_end_in_texts_that_lark_parses(
+    lexer: LarkLexer, text_of_grammar: str, seed: int
+) -> None:
+    source, options = ConstraintSource("lark", text_of_grammar), SourceOptions(lexer=lexer)
+    try:
+        matcher = Matcher(compile_grammar(build(source, options).grammar), TRIE)
+    except (GrammarSyntax, UnsatisfiableGrammar):
+        return
+    rng = random.Random(seed)
+    for _ in range(5):
+        state, text = matcher.start, b""
+        for _ in range(MAX_TOKENS):
+            guidance = matcher.guidance(state)
+            text += b"".join(VOCABULARY.token_bytes[token] or b"" for token in guidance.forced_token_ids)
+            allowed = allowed_token_ids(guidance.bitmask, VOCABULARY.vocab_size).tolist()
+            assert guidance.is_accepting == (VOCABULARY.eos_token_ids[0] in allowed)
+            if guidance.is_accepting:
+                assert validate(source, options, text) == []
+            token = rng.choice(allowed)
+            if token in VOCABULARY.eos_token_ids:
+                break
+            state = matcher.accept(guidance.after_forced, [token])
+            text += VOCABULARY.token_bytes[token] or b""
 
 
 def _is_accepted(parser: lark.Lark, text: str) -> bool:
