@@ -10,15 +10,18 @@ from pathlib import Path
 import structlog
 import torch
 
+from services.model_worker.model.huggingface import holds_safetensors, huggingface_config, load_huggingface
 from services.model_worker.model.transformer import Transformer
 from services.model_worker.model.weights import CheckpointError, GgufFile, gguf_config, load_gguf
-from services.model_worker.tokenizer import TokenizerFiles, gguf_tokenizer
+from services.model_worker.tokenizer import TokenizerFiles, gguf_tokenizer, huggingface_tokenizer
 from services.model_worker.toy import toy_model, toy_tokenizer
 from services.vocabulary import UnsupportedTokenizerError, Vocabulary
 
 _log = structlog.get_logger()
 
 TOY_PATTERN = re.compile(r"toy(?::(\d{1,9}))?")
+
+_PICKLES = ("*.bin", "*.pt", "*.pth")
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class LoadedModel:
 
 
 def load_model(spec: str, dtype: torch.dtype) -> LoadedModel:
-    """Load `toy`, `toy:<seed>`, a GGUF file, or a directory that holds exactly one.
+    """Load `toy`, `toy:<seed>`, a GGUF file, a directory that holds exactly one, or a Hugging Face directory.
 
     Raises:
         CheckpointError: there is no such model, or it cannot be used.
@@ -43,6 +46,17 @@ def load_model(spec: str, dtype: torch.dtype) -> LoadedModel:
     started = time.perf_counter()
     if toy := TOY_PATTERN.fullmatch(spec):
         name, model, tokenizer = spec, toy_model(int(toy[1] or 0), dtype), toy_tokenizer()
+    elif holds_safetensors(directory := Path(spec).expanduser()):
+        if any(directory.glob("*.gguf")):
+            raise CheckpointError(
+                f"the directory {directory} holds both safetensors and GGUF files: name the GGUF file if you mean it, "
+                "or move it elsewhere"
+            )
+        _log.info("reading the model directory", path=str(directory))
+        config = huggingface_config(directory)
+        tokenizer = huggingface_tokenizer(directory, config.vocab_size)
+        model = load_huggingface(directory, config, dtype)
+        name = directory.resolve().name
     else:
         path = find_gguf(Path(spec).expanduser())
         _log.info("reading the model file", path=str(path), megabytes=round(path.stat().st_size / 1e6))
@@ -81,11 +95,13 @@ def find_gguf(path: Path) -> Path:
         CheckpointError: there is none, or more than one.
     """
     if path.is_file():
+        if path.suffix == ".safetensors":
+            raise CheckpointError(f"{path} is one file of a Hugging Face directory: give the directory, {path.parent}")
         return path
     if not path.is_dir():
         raise CheckpointError(
-            f"there is no model at {path}: give a GGUF file, a directory that holds one, or `toy` "
-            "(--model, ESPALIER_MODEL)"
+            f"there is no model at {path}: give a GGUF file, a directory that holds one, "
+            "a Hugging Face directory with safetensors, or `toy` (--model, ESPALIER_MODEL)"
         )
     files = sorted(path.glob("*.gguf"))
     if len(files) == 1:
@@ -93,4 +109,12 @@ def find_gguf(path: Path) -> Path:
     if files:
         names = ", ".join(file.name for file in files)
         raise CheckpointError(f"the directory {path} holds {len(files)} GGUF files ({names}): name the one you mean")
-    raise CheckpointError(f"the model directory {path} holds no weights: no *.gguf file is in it")
+    if pickles := sorted(file.name for pattern in _PICKLES for file in path.glob(pattern)):
+        raise CheckpointError(
+            f"the model directory {path} holds weights only as pickles ({', '.join(pickles)}), which are never read "
+            "because they can run code: give safetensors or GGUF"
+        )
+    raise CheckpointError(
+        f"the model directory {path} holds no weights: no *.gguf file, no model.safetensors and no "
+        "model.safetensors.index.json is in it"
+    )

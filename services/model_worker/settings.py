@@ -19,7 +19,8 @@ class WorkerSettings(ServiceSettings):
 
     address: Address = Field("127.0.0.1:50061", description="Where to listen: host:port or unix:/path.")
     model: str = Field(
-        description="A GGUF file, a directory that holds one, or `toy` or `toy:<seed>` for a small random model."
+        description="A GGUF file, a directory that holds one, a Hugging Face directory with safetensors, "
+        "or `toy` or `toy:<seed>` for a small random model."
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Type of weights and cache in memory.")
     num_threads: int = Field(os.cpu_count() or 1, ge=1, le=1024, description="Threads of a forward pass.")

@@ -1,4 +1,4 @@
-"""Makes a Hugging Face `tokenizer.json` out of GGUF metadata.
+"""Finds the `tokenizer.json` of a Hugging Face directory, or makes one out of GGUF metadata.
 
 A GGUF file carries tokens, merges and token types, but of the pre-tokenizer only a name (`tokenizer.ggml.pre`). What
 each name means is written down here; a name that is not here is refused, because text would be cut in other places than
@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import PreTokenizer
 
+from services.model_worker.model.huggingface import read_json
 from services.model_worker.model.weights import CheckpointError, GgufFile
+from services.vocabulary.files import TokenizerFileError, read_vocabulary
 
 _TYPE_NORMAL, _TYPE_UNKNOWN, _TYPE_CONTROL, _TYPE_USER_DEFINED, _TYPE_UNUSED, _TYPE_BYTE = range(1, 7)
 
@@ -50,6 +53,55 @@ class TokenizerFiles:
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     chat_template: str | None
+
+
+def huggingface_tokenizer(directory: Path, vocab_size: int) -> TokenizerFiles:
+    """Take a directory's `tokenizer.json` as it is, with the end tokens that the files beside it name.
+
+    Raises:
+        CheckpointError: there is none, it cannot be read, or it does not fit the model.
+    """
+    file = directory / "tokenizer.json"
+    if not file.is_file():
+        raise CheckpointError(f"{directory} has no tokenizer.json; tokenizers of other kinds cannot be read")
+    beside = [
+        read_json(directory / name)
+        for name in ("generation_config.json", "config.json")
+        if (directory / name).is_file()
+    ]
+    try:
+        vocabulary = read_vocabulary(directory, vocab_size=vocab_size)
+    except TokenizerFileError as error:
+        raise CheckpointError(str(error)) from None
+    bos_token_id = next(
+        (found for found in (content.get("bos_token_id") for content in beside) if found is not None), None
+    )
+    if bos_token_id is not None and (type(bos_token_id) is not int or not 0 <= bos_token_id < vocab_size):
+        raise CheckpointError(f"{directory} has `bos_token_id` = {bos_token_id!r}, but only {vocab_size} tokens")
+    return TokenizerFiles(
+        tokenizer_json=file.read_bytes(),
+        bos_token_id=bos_token_id,
+        eos_token_ids=tuple(sorted(vocabulary.eos_token_ids)),
+        chat_template=_chat_template(directory),
+    )
+
+
+def _chat_template(directory: Path) -> str | None:
+    """Read `chat_template.jinja`, else the one in `tokenizer_config.json`: a text, or a list with one named default."""
+    if (file := directory / "chat_template.jinja").is_file():
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"cannot read {file}: {error}") from None
+    if not (file := directory / "tokenizer_config.json").is_file():
+        return None
+    template = read_json(file).get("chat_template")
+    if isinstance(template, list):
+        named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
+        template = named[0].get("template") if named else None
+    if template is not None and not isinstance(template, str):
+        raise CheckpointError(f"{file} has a `chat_template` that is no text but a {type(template).__name__}")
+    return template
 
 
 def gguf_tokenizer(file: GgufFile) -> TokenizerFiles:

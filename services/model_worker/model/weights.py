@@ -173,11 +173,11 @@ def load_gguf(file: GgufFile, config: ModelConfig, dtype: torch.dtype) -> Transf
     names = _gguf_names(config)
     missing = sorted({part for parts in names.values() for part in parts} - file.tensors.keys())
     if missing:
-        raise CheckpointError(f"{file.path} lacks {len(missing)} tensors: {_some(missing)}")
+        raise CheckpointError(f"{file.path} lacks {len(missing)} tensors: {some(missing)}")
     unknown = sorted(file.tensors.keys() - {part for parts in names.values() for part in parts})
     if unknown:
         raise CheckpointError(
-            f"{file.path} has {len(unknown)} tensors that this decoder does not implement: {_some(unknown)}"
+            f"{file.path} has {len(unknown)} tensors that this decoder does not implement: {some(unknown)}"
         )
     model = Transformer(config)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
@@ -264,5 +264,6 @@ def _joined(file: GgufFile, names: tuple[str, ...], tensors: list[Tensor]) -> Te
         raise CheckpointError(f"{file.path}: these tensors do not fit together: {shapes}") from None
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """List the first five names."""
     return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
