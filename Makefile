@@ -6,7 +6,7 @@ BIN := .venv/bin
 RELEASED := protos/released.binpb
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-integration test-conformance test-e2e test-bounds install install-run proto released format lint typecheck buf check ci bench bench-mask bench-dead-ends bench-growth run model clean
+.PHONY: help demo test test-quick test-integration test-conformance test-e2e test-bounds install install-run proto released format lint typecheck buf check ci bench bench-mask bench-grammar bench-dead-ends bench-growth run model clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,9 @@ bench: install model  ## Measure time per token, guided against unguided
 
 bench-mask: install model  ## Measure masks over MaskBench's schemas, beside other engines; flags in ARGS (see tests/bench/masks.py)
 	@$(BIN)/python -m tests.bench.masks $(ARGS)
+
+bench-grammar: install model  ## Measure masks of grammars, each language written in several ways, beside other engines; flags in ARGS (see tests/bench/grammars.py)
+	@$(BIN)/python -m tests.bench.grammars $(ARGS)
 
 bench-dead-ends: install model  ## Measure dead ends and rollbacks over MaskBench's schemas with a random model; flags in ARGS (see tests/bench/dead_ends.py)
 	@$(BIN)/python -m tests.bench.dead_ends $(ARGS)

@@ -44,7 +44,7 @@ from tests.bench import batch, peers
 
 DATA = Path(os.environ.get("ESPALIER_DATA", "../shared/data")) / "maskbench-dev.jsonl.gz"
 OURS = "ours"
-_MEMORY_BYTES = 4 << 30
+MEMORY_BYTES = 4 << 30
 
 Outcomes = dict[str, dict[Any, CaseOutcome]]
 """By engine, then by case."""
@@ -111,12 +111,12 @@ async def run(
     """Run every case on every engine, one after another."""
     processes = {
         OURS: PreparedProcess(
-            "services.constraint.checking:answer", tokenizer, Prepare(), max_memory_bytes=_MEMORY_BYTES
+            "services.constraint.checking:answer", tokenizer, Prepare(), max_memory_bytes=MEMORY_BYTES
         )
     }
     for name in names:
         choice = peers.PeerChoice(name, tokenizer)
-        processes[name] = PreparedProcess(peers.TARGET, choice, peers.PREPARE, max_memory_bytes=_MEMORY_BYTES)
+        processes[name] = PreparedProcess(peers.TARGET, choice, peers.PREPARE, max_memory_bytes=MEMORY_BYTES)
     outcomes: Outcomes = {name: {} for name in processes}
     try:
         for process in processes.values():
@@ -126,14 +126,15 @@ async def run(
                 if name == "xgrammar" and number % xgrammar_every:
                     continue
                 task = RunCase(case) if name == OURS else case
-                outcomes[name][case.case_id] = await _run_case(process, task, case, limit_s)
+                outcomes[name][case.case_id] = await run_case(process, task, case, limit_s)
     finally:
         for process in processes.values():
             await process.stop()
     return outcomes
 
 
-async def _run_case(process: PreparedProcess, task: Any, case: Case, limit_s: float) -> CaseOutcome:
+async def run_case(process: PreparedProcess, task: Any, case: Case, limit_s: float) -> CaseOutcome:
+    """Have a process do a task of one case; time beyond the limit and a crash are outcomes."""
     try:
         outcome: CaseOutcome = await process.run(task, timeout_s=limit_s)
     except JobTimedOutError:
@@ -171,13 +172,13 @@ def run_batches(cases: list[Case], tokenizer: TokenizerChoice, names: list[str],
         found[name] = {"threads_1": round(one), "threads_2": round(two)}
         table.add_row(name, f"{one:,.0f}", f"{two:,.0f}", f"{two / one:.2f}")
     Console(highlight=False).print(table)
-    return {**_machine(), "batch": found, "num_groups": len(chosen)}
+    return {**machine(), "batch": found, "num_groups": len(chosen)}
 
 
 def summary(cases: list[Case], outcomes: Outcomes) -> dict[str, Any]:
     """Return all numbers, for tables and for JSON: over all schemas, and over those that engines get right alike."""
     everything = {case.case_id for case in cases}
-    report: dict[str, Any] = _machine() | {"num_schemas": len(cases)}
+    report: dict[str, Any] = machine() | {"num_schemas": len(cases)}
     report["all"] = [_row(name, outcomes[name], everything) for name in outcomes]
     for peer in (name for name in outcomes if name != OURS):
         both = {case_id for case_id in everything if _is_right(outcomes[OURS], case_id)}
@@ -188,7 +189,8 @@ def summary(cases: list[Case], outcomes: Outcomes) -> dict[str, Any]:
     return report
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """Say on what this runs."""
     return {"machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"}
 
 
@@ -243,7 +245,7 @@ _COLUMNS = (
 )
 
 
-def _short(number: float | None) -> str:
+def short(number: float | None) -> str:
     """Write three digits or more."""
     return "" if number is None else f"{number:.{2 if number < 10 else 1 if number < 100 else 0}f}"
 
@@ -273,7 +275,7 @@ def show(report: dict[str, Any]) -> None:
                 f"{len(row['invalid_accepted'])}",
                 f"{len(row['valid_refused'])}",
                 f"{row['cold_us']['count']}",
-                *(_short(row[kind].get(name)) for kind, name in _COLUMNS),
+                *(short(row[kind].get(name)) for kind, name in _COLUMNS),
             )
         console.print(table)
     for row in report["all"]:

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import gc
 import importlib.util
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from time import perf_counter_ns
 from typing import Any, Protocol
 
 import numpy as np
 
 from services.constraint.checking import Case, CaseOutcome, TokenizerChoice, no_collection, spell, text_outcome
+from services.constraint.sources import ConstraintSource
 from services.vocabulary import Vocabulary, bitmask_words
 from services.vocabulary.files import read_vocabulary
 
@@ -28,16 +28,19 @@ PREPARE = None
 
 
 class RefusedError(Exception):
-    """An engine does not take a schema."""
+    """An engine does not take a constraint."""
 
 
 class Peer(Protocol):
-    """An engine with one vocabulary and, once a schema is compiled, one matcher."""
+    """An engine with one vocabulary and, once a constraint is compiled, one matcher."""
 
     row: np.ndarray[Any, np.dtype[np.int32]]
 
-    def compile(self, schema: str) -> None:
-        """Make the matcher from a schema's text, ready to be asked. Raises RefusedError."""
+    def compile(self, source: ConstraintSource) -> None:
+        """Make the matcher, ready to be asked: a grammar (kind "lark") is in the engine's own dialect.
+
+        Raises RefusedError.
+        """
 
     def fill(self) -> None:
         """Write the mask to `row`; this is what is timed."""
@@ -69,17 +72,22 @@ class Llguidance:
 
     def matcher(self, schema: str) -> Any:
         """Compile a schema; white space is flexible by default, so that `json.dumps` is accepted."""
+        return self._made(self._matcher_type.grammar_from_json_schema, schema)
+
+    def compile(self, source: ConstraintSource) -> None:
+        text = source.text or ""
+        is_grammar = source.kind == "lark"
+        self._matcher = self._made(self._matcher_type.grammar_from_lark, text) if is_grammar else self.matcher(text)
+
+    def _made(self, read: Callable[[str], str], text: str) -> Any:
         try:
-            grammar = self._matcher_type.grammar_from_json_schema(schema)
+            grammar = read(text)
         except ValueError as error:
             raise RefusedError(str(error)) from None
         matcher = self._matcher_type(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
             raise RefusedError(matcher.get_error())
         return matcher
-
-    def compile(self, schema: str) -> None:
-        self._matcher = self.matcher(schema)
 
     def fill(self) -> None:
         # What llguidance.numpy.fill_next_token_bitmask calls, less the time for the array's address.
@@ -112,14 +120,19 @@ class Xgrammar:
         self.row = self._bitmask.numpy()[0]
 
     def matcher(self, schema: str) -> Any:
+        return self._made(partial(self._compiler.compile_json_schema, any_whitespace=True, strict_mode=False), schema)
+
+    def compile(self, source: ConstraintSource) -> None:
+        text = source.text or ""
+        is_grammar = source.kind == "lark"
+        self._matcher = self._made(self._compiler.compile_grammar, text) if is_grammar else self.matcher(text)
+
+    def _made(self, compile_text: Callable[[str], Any], text: str) -> Any:
         try:
-            compiled = self._compiler.compile_json_schema(schema, any_whitespace=True, strict_mode=False)
+            compiled = compile_text(text)
         except Exception as error:  # it raises its runtime's errors
             raise RefusedError(str(error)) from None
         return self._xgrammar.GrammarMatcher(compiled)
-
-    def compile(self, schema: str) -> None:
-        self._matcher = self.matcher(schema)
 
     def fill(self) -> None:
         self._matcher.fill_next_token_bitmask(self._bitmask)
@@ -172,13 +185,12 @@ class PeerRunner:
         self._vocabulary = vocabulary
 
     def run(self, case: Case) -> CaseOutcome:
-        """Compile the schema and walk the texts twice."""
-        schema = case.source.text or json.dumps(None)
+        """Compile the constraint and walk the texts twice."""
         texts = [spell(self._vocabulary, test.text) for test in case.tests]
         with no_collection():
             started = perf_counter_ns()
             try:
-                self._peer.compile(schema)
+                self._peer.compile(case.source)
             except RefusedError as error:
                 return CaseOutcome(case.case_id, "rejected", message=str(error)[:500])
             outcome = CaseOutcome(case.case_id, "ok", compile_us=(perf_counter_ns() - started) / 1e3)
