@@ -23,6 +23,8 @@ from services.rpckit.status import InvalidRequest
 
 FULL_SERVICE_NAME: Final[str] = pb.DESCRIPTOR.services_by_name["GatewayService"].full_name
 
+_KINDS: Final = tuple(field.name for field in types_pb2.Constraint.DESCRIPTOR.oneofs_by_name["kind"].fields)
+
 _Context = grpc.aio.ServicerContext
 
 
@@ -118,12 +120,14 @@ def _prompt(generation: pb.Generation) -> Prompt:
 def _constraint(constraint: types_pb2.Constraint) -> Constraint:
     kind = constraint.WhichOneof("kind")
     match kind:
-        case "json_schema" | "lark" | "regex" | "grammar_name":
+        case "json_schema" | "lark" | "regex" | "grammar_name" | "literal" | "until" | "special_token":
             return Constraint(kind, text=getattr(constraint, kind))
+        case "sequence" | "any_of":
+            return Constraint(kind, parts=tuple(map(_constraint, getattr(constraint, kind).parts)))
         case "choices":
             return Constraint(kind, choices=tuple(constraint.choices.values))
     raise InvalidRequest(
-        "`constraint` is empty: set json_schema, lark, regex, choices or grammar_name, or leave it out for free text",
+        f"`constraint`, or a part of it, is empty: set one of {', '.join(_KINDS)}, or leave it out for free text",
         field="generation.constraint",
     )
 

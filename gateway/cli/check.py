@@ -10,15 +10,11 @@ from rich.table import Table
 
 from gateway.cli.client import ConstraintClient, GatewayClient, enforcement, make_options
 from gateway.cli.errors import BAD_USAGE, REFUSED, CommandError
-from gateway.cli.generate import read_constraint
 
 
 def run(
     *,
-    schema: Path | None,
-    grammar: str | None,
-    regex: str | None,
-    choices: tuple[str, ...] = (),
+    constraint: Any,
     options: dict[str, Any] | None = None,
     text: Path | None,
     constraint_address: str,
@@ -29,11 +25,8 @@ def run(
 
     Raises:
         ServiceError: the constraint is refused, or a service is away.
-        CommandError: no constraint, or the text does not satisfy it.
+        CommandError: the text does not satisfy it.
     """
-    constraint = read_constraint(schema=schema, grammar=grammar, regex=regex, choices=choices)
-    if constraint is None:
-        raise CommandError("give one of a schema, --grammar, --regex and --choice", BAD_USAGE)
     compile_options = make_options(options or {})
     with GatewayClient(gateway_address, timeout_s=timeout_s) as gateway:
         vocabulary_digest = gateway.model_info().vocabulary_digest

@@ -14,13 +14,13 @@ from rich.table import Table
 
 from gateway.cli.check import explained
 from gateway.cli.errors import BAD_USAGE, REFUSED, TIMED_OUT, CommandError
-from gateway.cli.generate import read_constraint, read_text
+from gateway.cli.generate import read_text
 from services.constraint.checking import Case, CaseTest, Describe, Prepare, Report, TokenizerChoice
+from services.constraint.contract import source_of
 from services.constraint.job_processes import JobCrashedError, JobTimedOutError
 from services.constraint.prepared_process import PreparedProcess
 from services.constraint.settings import ConstraintSettings
-from services.constraint.sources import ConstraintSource, SourceOptions
-from services.constraint.sources.named import grammar_text
+from services.constraint.sources import SourceOptions
 from services.rpckit.status import InvalidRequest
 
 _TARGET: Final = "services.constraint.checking:answer"
@@ -59,28 +59,7 @@ async def prepare(processes: Sequence[PreparedProcess]) -> tuple[int, tuple[int,
     return vocab_size, eos_token_ids
 
 
-def read_source(
-    *, schema: Path | None, grammar: str | None, regex: str | None, choices: tuple[str, ...]
-) -> ConstraintSource:
-    """Make the constraint that the flags name.
-
-    Raises:
-        CommandError: none or several, or a file that cannot be read.
-        UnknownGrammar: no grammar has this name.
-    """
-    constraint = read_constraint(schema=schema, grammar=grammar, regex=regex, choices=choices)
-    if constraint is None:
-        raise CommandError("give one of a schema, --grammar, --regex and --choice", BAD_USAGE)
-    match constraint.WhichOneof("kind"):
-        case "grammar_name":
-            return ConstraintSource("lark", grammar_text(constraint.grammar_name))
-        case "choices":
-            return ConstraintSource("choices", choices=choices)
-        case kind:
-            return ConstraintSource(kind, getattr(constraint, kind))
-
-
-def run(engine: Engine, source: ConstraintSource, options: Mapping[str, Any], *, text: Path | None) -> None:
+def run(engine: Engine, constraint: Any, options: Mapping[str, Any], *, text: Path | None) -> None:
     """Print the report; then say whether the masks let `text` pass, where one is given.
 
     Raises:
@@ -88,7 +67,7 @@ def run(engine: Engine, source: ConstraintSource, options: Mapping[str, Any], *,
         CommandError: it takes too long or too much memory, or the text does not satisfy it.
     """
     tests = [] if text is None else [CaseTest(True, read_text(text))]
-    case = Case(None, source, SourceOptions(**options), tests=tuple(tests))
+    case = Case(None, source_of(constraint), SourceOptions(**options), tests=tuple(tests))
     report = asyncio.run(_describe(engine, case))
     show(report, Console(highlight=False, soft_wrap=True))
     if text is None:

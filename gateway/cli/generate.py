@@ -12,6 +12,7 @@ from rich.console import Console
 
 from gateway.cli.client import GatewayClient, as_json, enforcement, finish_reason, make_constraint, make_generation
 from gateway.cli.errors import BAD_USAGE, CommandError
+from services.rpckit.status import InvalidRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +37,27 @@ def read_text(path: Path) -> str:
 
 
 def read_constraint(
-    *, schema: Path | None, grammar: str | None, regex: str | None, choices: tuple[str, ...] = ()
+    *,
+    schema: Path | None,
+    grammar: str | None,
+    regex: str | None,
+    choices: tuple[str, ...] = (),
+    file: Path | None = None,
 ) -> Any:
     """Make the constraint that the flags name, None without any.
 
     Raises:
         CommandError: more than one, or a file that cannot be read.
     """
-    if sum((schema is not None, grammar is not None, regex is not None, bool(choices))) > 1:
-        raise CommandError("give at most one of --schema, --grammar, --regex and --choice", BAD_USAGE)
+    if sum((schema is not None, grammar is not None, regex is not None, bool(choices), file is not None)) > 1:
+        raise CommandError("give at most one of --schema, --grammar, --regex, --choice and --constraint", BAD_USAGE)
+    if file is not None:
+        from services.constraint.contract import from_json  # noqa: PLC0415
+
+        try:
+            return from_json(json.loads(read_text(file)))
+        except (ValueError, RecursionError, InvalidRequest) as error:
+            raise CommandError(f"{file}: {error}", BAD_USAGE) from None
     if schema is not None:
         return make_constraint("json_schema", read_text(schema))
     if grammar is not None:
@@ -87,10 +100,7 @@ def read_request(
     prompt: str | None,
     chat: str | None,
     system: str | None,
-    schema: Path | None,
-    grammar: str | None,
-    regex: str | None,
-    choices: tuple[str, ...],
+    constraint: Any,
     options: dict[str, Any],
     max_tokens: int | None,
     stop: tuple[str, ...],
@@ -102,7 +112,7 @@ def read_request(
     """Make a request from the flags.
 
     Raises:
-        CommandError: they contradict each other, or a file cannot be read.
+        CommandError: they contradict each other.
     """
     if (prompt is None) == (chat is None):
         raise CommandError("give exactly one of --prompt and --chat", BAD_USAGE)
@@ -116,7 +126,7 @@ def read_request(
         generation = make_generation(
             prompt=sys.stdin.read() if prompt == "-" else prompt,
             chat=messages,
-            constraint=read_constraint(schema=schema, grammar=grammar, regex=regex, choices=choices),
+            constraint=constraint,
             options=options,
             max_tokens=max_tokens,
             stop=stop,

@@ -47,6 +47,9 @@ Lexer = Annotated[
     Literal["dynamic_complete", "contextual"] | None,
     typer.Option(help="Lark's lexer, of Earley or of LALR, that says what a grammar means. Default: dynamic_complete."),
 ]
+ConstraintFile = Annotated[
+    Path | None, typer.Option(help="JSON file with a constraint of any kind, those made of parts too.")
+]
 FormatMode = Annotated[
     Literal["assert", "annotation"] | None, typer.Option("--format", help="Whether `format` counts. Default: assert.")
 ]
@@ -137,6 +140,7 @@ def generate(
     choice: Annotated[
         list[str] | None, typer.Option(help="A text that may be the answer; give it several times.")
     ] = None,
+    constraint: ConstraintFile = None,
     whitespace: Whitespace = None,
     whitespace_pattern: WhitespacePattern = None,
     property_order: PropertyOrder = None,
@@ -165,10 +169,9 @@ def generate(
         prompt=prompt,
         chat=chat,
         system=system,
-        schema=schema,
-        grammar=grammar,
-        regex=regex,
-        choices=tuple(choice or ()),
+        constraint=command.read_constraint(
+            schema=schema, grammar=grammar, regex=regex, choices=tuple(choice or ()), file=constraint
+        ),
         options=command.read_options(
             documents=tuple(document or ()),
             default_draft=default_draft,
@@ -198,6 +201,7 @@ def check(
     grammar: Annotated[str | None, typer.Option(help="File with a Lark grammar, or the name of one.")] = None,
     regex: Annotated[str | None, typer.Option(help="A regular expression.")] = None,
     choice: Annotated[list[str] | None, typer.Option(help="A text that may be the answer; several times.")] = None,
+    constraint: ConstraintFile = None,
     text: Annotated[Path | None, typer.Option(help="File with a text to validate against the constraint.")] = None,
     tokenizer: Annotated[
         Path | None, typer.Option(help="tokenizer.json, or a directory with one: check here, with nothing running.")
@@ -242,10 +246,11 @@ def check(
     """
     if schema_file is not None and schema is not None:
         raise CommandError("give the schema once, as an argument or by --schema", errors.BAD_USAGE)
-    from gateway.cli.generate import read_options  # noqa: PLC0415
+    from gateway.cli.generate import read_constraint, read_options  # noqa: PLC0415
 
-    schema = schema_file or schema
-    choices = tuple(choice or ())
+    given = read_constraint(
+        schema=schema_file or schema, grammar=grammar, regex=regex, choices=tuple(choice or ()), file=constraint
+    )
     options = read_options(
         documents=tuple(document or ()),
         default_draft=default_draft,
@@ -258,16 +263,17 @@ def check(
         integers=integers,
         escapes=escapes,
     )
+    if cases is not None and tokenizer is None:
+        raise CommandError("--cases needs --tokenizer", errors.BAD_USAGE)
+    if cases is not None and (options or given is not None or text is not None):
+        raise CommandError("--cases brings its own constraints, options and texts", errors.BAD_USAGE)
+    if cases is None and given is None:
+        raise CommandError("give one of a schema, --grammar, --regex, --choice and --constraint", errors.BAD_USAGE)
     if tokenizer is None:
-        if cases is not None:
-            raise CommandError("--cases needs --tokenizer", errors.BAD_USAGE)
         from gateway.cli import check as command  # noqa: PLC0415
 
         command.run(
-            schema=schema,
-            grammar=grammar,
-            regex=regex,
-            choices=choices,
+            constraint=given,
             options=options,
             text=text,
             constraint_address=constraint_address,
@@ -281,11 +287,8 @@ def check(
     chosen = TokenizerChoice(tokenizer, tuple(eos_token or ()), vocab_size)
     engine = check_offline.Engine(chosen, forcing, limit_s)
     if cases is None:
-        source = check_offline.read_source(schema=schema, grammar=grammar, regex=regex, choices=choices)
-        check_offline.run(engine, source, options, text=text)
+        check_offline.run(engine, given, options, text=text)
         return
-    if options or any(given is not None for given in (schema, grammar, regex, choice, text)):
-        raise CommandError("--cases brings its own constraints, options and texts", errors.BAD_USAGE)
     from gateway.cli import check_cases  # noqa: PLC0415
 
     check_cases.run(engine, cases, out, num_workers=workers, num_passes=repeat, is_strict=strict)

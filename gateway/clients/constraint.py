@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 import grpc.aio
 import numpy as np
@@ -126,17 +127,15 @@ class ConstraintCalls:
 
 
 def _constraint(constraint: Constraint) -> types_pb2.Constraint:
+    fields: dict[str, Any]
     match constraint.kind:
-        case "json_schema":
-            return types_pb2.Constraint(json_schema=constraint.text)
-        case "lark":
-            return types_pb2.Constraint(lark=constraint.text)
-        case "regex":
-            return types_pb2.Constraint(regex=constraint.text)
-        case "grammar_name":
-            return types_pb2.Constraint(grammar_name=constraint.text)
         case "choices":
-            return types_pb2.Constraint(choices=types_pb2.Choices(values=constraint.choices))
+            fields = {"choices": types_pb2.Choices(values=constraint.choices)}
+        case "sequence" | "any_of":
+            fields = {constraint.kind: types_pb2.Parts(parts=map(_constraint, constraint.parts))}
+        case _:
+            fields = {constraint.kind: constraint.text}
+    return types_pb2.Constraint(**fields)
 
 
 def _options(options: CompileOptions) -> types_pb2.CompileOptions:

@@ -88,11 +88,26 @@ class Guidance:
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """What a text must satisfy. `text` is the source, or the name of a grammar; `choices` only for that kind."""
+    """What a text must satisfy; kinds as in the contract's `Constraint`.
 
-    kind: Literal["json_schema", "lark", "regex", "choices", "grammar_name"]
+    `text` is the source, or a name; `choices` only for that kind, `parts` for those that are made of others.
+    """
+
+    kind: Literal[
+        "json_schema",
+        "lark",
+        "regex",
+        "choices",
+        "grammar_name",
+        "literal",
+        "until",
+        "special_token",
+        "sequence",
+        "any_of",
+    ]
     text: str = ""
     choices: tuple[str, ...] = ()
+    parts: tuple[Constraint, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

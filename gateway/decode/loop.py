@@ -285,7 +285,7 @@ class DecodeLoop:
         account.token_ids.append(token_id)
         account.written_at.append(time.perf_counter())
         account.num_forced_tokens += is_forced
-        token = self._vocabulary.token_bytes[token_id] or b""
+        token = self._vocabulary.spelling(token_id)
         if is_settled:
             self.output.push(token, is_forced=is_forced)
         else:

@@ -3,10 +3,11 @@
 What is made when: a `Checker` once per vocabulary, with memos that come from the vocabulary alone; everything about a
 grammar when its case begins. A case is one line of JSON:
 
-    {"id", "schema" | "lark" | "regex" | "choices", "options"?, "tests": [{"valid", "data" | "text"}]}
+    {"id", "schema" | "lark" | "regex" | "choices" | "constraint", "options"?, "tests": [{"valid", "data" | "text"}]}
 
-`data` stands for `json.dumps(data, ensure_ascii=False)`. Options are the fields of `SourceOptions`, with documents
-as an object of schemas by URI, and `forcing`.
+`constraint` is of any kind, as `contract.from_json` reads it. `data` stands for
+`json.dumps(data, ensure_ascii=False)`. Options are the fields of `SourceOptions`, with documents as an object of
+schemas by URI, and `forcing`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from typing import Any, Final, Literal, Protocol, get_args, get_type_hints
 
 import numpy as np
 
-from services.constraint.checks import AnyMatcher, TokenClasses, checked
+from services.constraint.checks import TokenClasses, checked
+from services.constraint.composite_matcher import AnyMatcher, CompositeMatcher, PartMatcher
+from services.constraint.contract import from_json, source_of
 from services.constraint.core.engine import Forcing, Matcher, TokenTrie, compile_grammar, warm_up
 from services.constraint.sources import (
     ConstraintSource,
@@ -34,6 +37,7 @@ from services.constraint.sources import (
     build,
     common_grammar,
 )
+from services.constraint.special_token import SpecialToken
 from services.rpckit.status import InvalidRequest, ServiceError
 from services.vocabulary import Vocabulary, bitmask_words
 from services.vocabulary.files import TokenizerFileError, read_vocabulary
@@ -46,6 +50,7 @@ _KIND_OF_FIELD: Final[dict[str, Kind]] = {
     "regex": "regex",
     "choices": "choices",
 }
+_FIELDS: Final = (*_KIND_OF_FIELD, "constraint")
 _OPTIONS: Final[dict[str, Any]] = get_type_hints(SourceOptions) | {"forcing": Forcing}
 # Levels of nesting that are read in a line: a stack of 8 MiB holds them.
 _MAX_DEPTH: Final = 10_000
@@ -175,9 +180,9 @@ def parse_case(line: str) -> Case:
 def _case(row: Any) -> Case:
     if not isinstance(row, dict) or "id" not in row:
         raise BadCaseError("a case is an object with an `id`")
-    kinds = [name for name in _KIND_OF_FIELD if name in row]
+    kinds = [name for name in _FIELDS if name in row]
     if len(kinds) != 1:
-        raise BadCaseError(f"a case has one of {', '.join(_KIND_OF_FIELD)}; this one has {', '.join(kinds) or 'none'}")
+        raise BadCaseError(f"a case has one of {', '.join(_FIELDS)}; this one has {', '.join(kinds) or 'none'}")
     options, forcing = _options(row.get("options", {}))
     tests = row.get("tests", [])
     if not isinstance(tests, list):
@@ -192,6 +197,11 @@ def _case(row: Any) -> Case:
 
 
 def _source(name: str, value: Any) -> ConstraintSource:
+    if name == "constraint":
+        try:
+            return source_of(from_json(value))
+        except ServiceError as error:
+            raise BadCaseError(error.message) from None
     kind = _KIND_OF_FIELD[name]
     if kind == "json_schema":
         return ConstraintSource(kind, json.dumps(value))
@@ -330,12 +340,26 @@ class Checker:
         self, source: ConstraintSource, options: SourceOptions, forcing: Forcing
     ) -> tuple[AnyMatcher, tuple[KeywordReport, ...], float]:
         started = perf_counter_ns()
+        matcher, keywords = self._matcher(source, options, forcing)
+        return matcher, keywords, (perf_counter_ns() - started) / 1e3
+
+    def _matcher(
+        self, source: ConstraintSource, options: SourceOptions, forcing: Forcing
+    ) -> tuple[AnyMatcher, tuple[KeywordReport, ...]]:
         built = build(source, options)
-        grammar = Matcher(compile_grammar(built.grammar), self._trie, forcing=forcing)
-        if built.schema is None or built.inexact is None:
-            return grammar, built.keywords, (perf_counter_ns() - started) / 1e3
-        matcher = checked(grammar, built.schema, built.inexact, self._classes)
-        return matcher, built.keywords, (perf_counter_ns() - started) / 1e3
+        matcher = Matcher(compile_grammar(built.grammar), self._trie, forcing=forcing, has_holes=bool(built.holes))
+        if built.holes:
+            parts: list[PartMatcher] = [
+                SpecialToken(hole.text or "", self.vocabulary)
+                if hole.kind == "special_token"
+                else self._matcher(hole, options, forcing)[0]
+                for hole in built.holes
+            ]
+            min_bytes = compile_grammar(built.grammar, are_holes_filled=True).min_bytes
+            return CompositeMatcher(matcher, parts, min_bytes=min_bytes), built.keywords
+        if built.schema is not None and built.inexact is not None:
+            return checked(matcher, built.schema, built.inexact, self._classes), built.keywords
+        return matcher, built.keywords
 
     def _walk(self, matcher: AnyMatcher, token_ids: Sequence[int] | None, times_us: list[float]) -> int | None:
         """Return the index of the first token that is not allowed, the end token included; None when all are."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import chain
@@ -14,8 +14,9 @@ import structlog
 
 from services.constraint import metrics, stored_grammar
 from services.constraint.cache import GrammarStore
-from services.constraint.checks import AnyMatcher, TokenClasses, checked
+from services.constraint.checks import TokenClasses, checked
 from services.constraint.compiling import CompileLimits, put_in_force
+from services.constraint.composite_matcher import AnyMatcher, CompositeMatcher, PartMatcher
 from services.constraint.core import engine
 from services.constraint.core.engine import (
     CompiledGrammar,
@@ -29,6 +30,7 @@ from services.constraint.job_processes import JobCrashedError, JobProcesses, Job
 from services.constraint.leases import GrammarTable, Lease, digest_of
 from services.constraint.settings import ConstraintSettings
 from services.constraint.sources import ConstraintSource, SourceOptions, read_schema
+from services.constraint.special_token import SpecialToken
 from services.constraint.stored_grammar import StoredGrammar
 from services.rpckit.status import GrammarTooLarge, OutOfCapacity
 
@@ -124,7 +126,7 @@ class GrammarCompiler:
         Raises:
             GrammarTooLarge: names the limit.
         """
-        texts = (source.text or "", *source.choices, *chain.from_iterable(options.documents))
+        texts = (*_texts_of(source), *chain.from_iterable(options.documents))
         num_bytes = sum(len(text.encode(errors="surrogatepass")) for text in texts)
         limit = self._settings.max_source_bytes
         if num_bytes > limit:
@@ -162,8 +164,9 @@ class GrammarCompiler:
             task = asyncio.create_task(self._store.put(grammar_id, stored))
             self._background.add(task)
             task.add_done_callback(self._background.discard)
+        parts = await asyncio.gather(*(self._part(hole, options, forcing) for hole in stored.holes))
         matcher = await _run_in(
-            self._builders, lambda: self._matcher(compiled, stored.inexact, source, options, forcing)
+            self._builders, lambda: self._matcher(compiled, stored, source, options, forcing, parts)
         )
         lease = Lease(grammar_id, matcher, stored.keywords)
         self.table.add(lease)
@@ -173,16 +176,27 @@ class GrammarCompiler:
     def _matcher(
         self,
         compiled: CompiledGrammar,
-        inexact: frozenset[str] | None,
+        stored: StoredGrammar,
         source: ConstraintSource,
         options: SourceOptions,
         forcing: Forcing,
+        parts: Sequence[PartMatcher],
     ) -> AnyMatcher:
-        matcher = Matcher(compiled, self._trie, forcing=forcing, limits=self._matcher_limits)
-        if inexact is None:
+        matcher = Matcher(
+            compiled, self._trie, forcing=forcing, limits=self._matcher_limits, has_holes=bool(stored.holes)
+        )
+        if stored.holes:
+            return CompositeMatcher(matcher, parts, min_bytes=stored.min_bytes or 0)
+        if stored.inexact is None:
             return matcher
         put_in_force(self._limits)  # as in the process that compiled it
-        return checked(matcher, read_schema(source, options), inexact, self._classes)
+        return checked(matcher, read_schema(source, options), stored.inexact, self._classes)
+
+    async def _part(self, hole: ConstraintSource, options: SourceOptions, forcing: Forcing) -> PartMatcher:
+        """Find or compile what stands in a hole: a grammar like any other, with a place in memory and in Redis."""
+        if hole.kind == "special_token":
+            return SpecialToken(hole.text or "", self._trie.vocabulary)
+        return (await self.find(hole, options, forcing)).lease.matcher
 
     async def _compile(self, source: ConstraintSource, options: SourceOptions) -> StoredGrammar:
         wait_s, limit_s = self._settings.max_compile_wait_s, self._settings.max_compile_s
@@ -222,6 +236,13 @@ class GrammarCompiler:
             _log.warning("a cached grammar cannot be read and is dropped", grammar_id=grammar_id, error=str(error))
             await self._store.discard(grammar_id)
             return None
+
+
+def _texts_of(source: ConstraintSource) -> Iterator[str]:
+    yield source.text or ""
+    yield from source.choices
+    for part in source.parts:
+        yield from _texts_of(part)
 
 
 async def _run_in(threads: Executor, function: Callable[[], _T]) -> _T:

@@ -78,7 +78,11 @@ def compile_source(
     try:
         built = build(source, options)
         compiled = compile_grammar(built.grammar, max_states=limits.max_states)
-        return StoredGrammar(compiled.to_bytes(), built.keywords, built.inexact)
+        min_bytes = None
+        if built.holes:
+            filled = compile_grammar(built.grammar, max_states=limits.max_states, are_holes_filled=True)
+            min_bytes = filled.min_bytes
+        return StoredGrammar(compiled.to_bytes(), built.keywords, built.inexact, built.holes, min_bytes)
     except RecursionError:
         name = "max_schema_depth" if source.kind == "json_schema" else "max_group_depth"
         value = getattr(limits, name)

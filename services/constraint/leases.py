@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from services.constraint import metrics
-from services.constraint.checks import AnyMatcher
+from services.constraint.composite_matcher import AnyMatcher
 from services.constraint.core.matcher import Forcing
 from services.constraint.sources import ConstraintSource, KeywordReport, SourceOptions
 from services.rpckit.status import LeaseExpired
@@ -113,22 +113,24 @@ def digest_of(
 
     White space in a JSON Schema is not part of it, nor is the order of documents; the order of members is.
     """
-    text = source.text
-    if source.kind == "json_schema" and text is not None:
-        text = canonical_json(text)
     documents = sorted((uri, canonical_json(schema)) for uri, schema in options.documents)
     options = replace(options, documents=tuple(documents))
     parts = [
         format_version,
         engine_version,
         vocabulary_digest,
-        source.kind,
-        text,
-        source.choices,
+        _source_parts(source),
         asdict(options),
         forcing,
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _source_parts(source: ConstraintSource) -> list[Any]:
+    text = source.text
+    if source.kind == "json_schema" and text is not None:
+        text = canonical_json(text)
+    return [source.kind, text, source.choices, [_source_parts(part) for part in source.parts]]
 
 
 def canonical_json(text: str) -> str:

@@ -9,12 +9,13 @@ from typing import Any, Final
 import grpc.aio
 from espalier.v1 import constraint_pb2, constraint_pb2_grpc, types_pb2
 
+from services.constraint.contract import source_of
 from services.constraint.core.engine import TERMINATED, Forcing
 from services.constraint.service import ConstraintService, Move, Moved
-from services.constraint.sources import ConstraintSource, KeywordReport, SourceOptions, named
+from services.constraint.sources import KeywordReport, SourceOptions, named
 from services.rpckit.enums import number_of, words_of
 from services.rpckit.rich_status import to_item_status
-from services.rpckit.status import InvalidRequest, ServiceError
+from services.rpckit.status import ServiceError
 
 FULL_SERVICE_NAME: Final[str] = constraint_pb2.DESCRIPTOR.services_by_name["ConstraintService"].full_name
 
@@ -34,7 +35,7 @@ class ConstraintServicer(constraint_pb2_grpc.ConstraintServiceServicer):
     ) -> constraint_pb2.CompileResponse:
         """Compile a constraint."""
         started = time.perf_counter()
-        source = _source(request.constraint)
+        source = source_of(request.constraint)
         options, forcing = _options(request.options)
         found, moved = await self._service.compile(source, options, forcing, request.vocabulary_digest)
         lease = found.lease
@@ -66,7 +67,7 @@ class ConstraintServicer(constraint_pb2_grpc.ConstraintServiceServicer):
     ) -> constraint_pb2.ValidateResponse:
         """Judge a finished text."""
         options, _ = _options(request.options)
-        violations = await self._service.validate(_source(request.constraint), options, request.text)
+        violations = await self._service.validate(source_of(request.constraint), options, request.text)
         return constraint_pb2.ValidateResponse(
             is_valid=not violations,
             violations=[
@@ -98,20 +99,6 @@ class ConstraintServicer(constraint_pb2_grpc.ConstraintServiceServicer):
             else constraint_pb2.AdvanceResult(guidance=_guidance(result))
             for result in results
         ]
-
-
-def _source(constraint: types_pb2.Constraint) -> ConstraintSource:
-    kind = constraint.WhichOneof("kind")
-    match kind:
-        case "json_schema" | "lark" | "regex":
-            return ConstraintSource(kind, getattr(constraint, kind), ())
-        case "choices":
-            return ConstraintSource("choices", None, tuple(constraint.choices.values))
-        case "grammar_name":
-            return ConstraintSource("lark", named.grammar_text(constraint.grammar_name), ())
-    raise InvalidRequest(
-        "set exactly one kind of constraint: json_schema, lark, regex, choices or grammar_name", field="constraint"
-    )
 
 
 def _options(options: types_pb2.CompileOptions) -> tuple[SourceOptions, Forcing]:

@@ -8,9 +8,9 @@ import struct
 from dataclasses import asdict, dataclass
 from typing import Final
 
-from services.constraint.sources import KeywordReport
+from services.constraint.sources import ConstraintSource, KeywordReport
 
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 """Of the stored value; another version has other keys, so old entries are never read and expire."""
 
 _MAGIC: Final = b"ESPG"
@@ -20,17 +20,24 @@ _HEADER: Final = struct.Struct("<4sI32sI")
 
 @dataclass(frozen=True, slots=True)
 class StoredGrammar:
-    """A compiled grammar as it is kept: the engine's own bytes, and what goes with it; fields as in `BuiltSource`."""
+    """A compiled grammar as it is kept: the engine's own bytes, and what goes with it; fields as in `BuiltSource`.
+
+    `min_bytes` are the fewest bytes of a text, where `holes` keep the engine from telling.
+    """
 
     compiled: bytes
     keywords: tuple[KeywordReport, ...]
     inexact: frozenset[str] | None = None
+    holes: tuple[ConstraintSource, ...] = ()
+    min_bytes: int | None = None
 
     def to_bytes(self) -> bytes:
         """Pack: header, report as JSON, engine's bytes."""
         inexact = None if self.inexact is None else sorted(self.inexact)
         keywords = [asdict(keyword) for keyword in self.keywords]
-        report = json.dumps({"keywords": keywords, "inexact": inexact}, ensure_ascii=False).encode()
+        holes = [{"kind": hole.kind, "text": hole.text} for hole in self.holes]
+        fields = {"keywords": keywords, "inexact": inexact, "holes": holes, "min_bytes": self.min_bytes}
+        report = json.dumps(fields, ensure_ascii=False).encode()
         body = report + self.compiled
         checksum = hashlib.sha256(struct.pack("<I", len(report)) + body).digest()
         return _HEADER.pack(_MAGIC, FORMAT_VERSION, checksum, len(report)) + body
@@ -53,4 +60,11 @@ class StoredGrammar:
         report = json.loads(body[:report_bytes])
         keywords = tuple(KeywordReport(**keyword) for keyword in report["keywords"])
         inexact = report["inexact"]
-        return cls(body[report_bytes:], keywords, None if inexact is None else frozenset(inexact))
+        holes = tuple(ConstraintSource(**hole) for hole in report["holes"])
+        return cls(
+            body[report_bytes:],
+            keywords,
+            None if inexact is None else frozenset(inexact),
+            holes,
+            report["min_bytes"],
+        )

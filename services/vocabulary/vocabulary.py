@@ -48,6 +48,23 @@ class Vocabulary:
         self.token_bytes = _token_bytes(layout, self._tokenizer, vocab_size, self.eos_token_ids)
         self.digest = self._digest()
 
+    @cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """The ids of the tokens that have a name instead of a text, by name; the end tokens are not among them."""
+        return {
+            token.content: token_id
+            for token_id, token in sorted(self._tokenizer.get_added_tokens_decoder().items())
+            if token.special and token_id not in self.eos_token_ids
+        }
+
+    def spelling(self, token_id: int) -> bytes:
+        """Return a token's bytes, for a special token those of its name; ids that have neither have none."""
+        return self.token_bytes[token_id] or self._spelling_of_special.get(token_id, b"")
+
+    @cached_property
+    def _spelling_of_special(self) -> dict[int, bytes]:
+        return {token_id: name.encode() for name, token_id in self.special_tokens.items()}
+
     def encode(self, text: str) -> list[int]:
         """Cut a text that goes on from another into tokens that spell it.
 

@@ -6,7 +6,8 @@ import json
 from functools import lru_cache
 from typing import Any
 
-from services.constraint.checks import AnyMatcher, TokenClasses, checked
+from services.constraint.checks import TokenClasses, checked
+from services.constraint.composite_matcher import AnyMatcher
 from services.constraint.core.engine import Matcher, TokenTrie, compile_grammar
 from services.constraint.sources import ConstraintSource, SourceOptions, build
 from services.rpckit.status import TokenRejected

@@ -26,7 +26,7 @@ from gateway.decode.loop import DecodeLoop, FinishReason
 from gateway.decode.output import Delta
 from gateway.decode.sampler import Sampling
 from gateway.decode.sequence import ModelSequence
-from services.constraint.checks import AnyMatcher
+from services.constraint.composite_matcher import AnyMatcher
 from services.constraint.core.engine import TERMINATED
 from services.rpckit.status import DeadlineExceeded, ServiceError
 from services.vocabulary import Vocabulary

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 from services.constraint.checks.checked_matcher import CheckedMatcher
 from services.constraint.checks.token_classes import TokenClasses
 from services.constraint.core.engine import Matcher
 from services.constraint.sources.json_schema import Obligations, Schema
-
-AnyMatcher: TypeAlias = Matcher | CheckedMatcher
 
 
 def checked(matcher: Matcher, schema: Schema, inexact: frozenset[str], classes: TokenClasses) -> CheckedMatcher:
@@ -17,4 +13,4 @@ def checked(matcher: Matcher, schema: Schema, inexact: frozenset[str], classes: 
     return CheckedMatcher(matcher, Obligations(schema, inexact), classes)
 
 
-__all__ = ["AnyMatcher", "CheckedMatcher", "TokenClasses", "checked"]
+__all__ = ["CheckedMatcher", "TokenClasses", "checked"]

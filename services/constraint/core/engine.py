@@ -36,8 +36,10 @@ _WARM_UP_TOKENS = 20
 DEFAULT_MAX_STATES = 500_000
 
 
-def compile_grammar(grammar: Grammar, *, max_states: int = DEFAULT_MAX_STATES) -> CompiledGrammar:
-    """Compile a grammar.
+def compile_grammar(
+    grammar: Grammar, *, max_states: int = DEFAULT_MAX_STATES, are_holes_filled: bool = False
+) -> CompiledGrammar:
+    """Compile a grammar; with `are_holes_filled` each hole is as many bytes as it has at least, to tell `min_bytes`.
 
     Raises:
         GrammarSyntax: a rule is called but not defined.
@@ -45,7 +47,7 @@ def compile_grammar(grammar: Grammar, *, max_states: int = DEFAULT_MAX_STATES) -
         UnsupportedConstruct: a counted repetition in left recursion.
         UnsatisfiableGrammar: no text matches.
     """
-    return lower(grammar, max_states=max_states)
+    return lower(grammar, max_states=max_states, are_holes_filled=are_holes_filled)
 
 
 def warm_up(trie: TokenTrie, common: Grammar | None = None) -> None:

@@ -80,7 +80,24 @@ class Reference:
     rule: str
 
 
-Expression: TypeAlias = Bytes | ByteRange | Literals | Automaton | Sequence | Alternation | Repeat | Reference
+@dataclass(frozen=True, slots=True, eq=False)
+class Nested:
+    """A text of another grammar, whose rules have names of their own."""
+
+    grammar: Grammar
+
+
+@dataclass(frozen=True, slots=True)
+class Hole:
+    """A text that something else than the grammar sees to (`holes.py`): the hole's number, and its fewest bytes."""
+
+    number: int
+    min_bytes: int
+
+
+Expression: TypeAlias = (
+    Bytes | ByteRange | Literals | Automaton | Sequence | Alternation | Repeat | Reference | Nested | Hole
+)
 
 EMPTY = Bytes(b"")
 NOTHING = Alternation(())

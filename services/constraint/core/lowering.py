@@ -32,11 +32,14 @@ from services.constraint.core.grammar import (
     Bytes,
     Expression,
     Grammar,
+    Hole,
     Literals,
+    Nested,
     Reference,
     Repeat,
     Sequence,
 )
+from services.constraint.core.holes import stand_in
 from services.constraint.core.tables import Tables
 from services.rpckit.status import GrammarSyntax, GrammarTooLarge
 
@@ -73,16 +76,16 @@ class Network:
         return len(self.rule_start) - 1
 
 
-def lower(grammar: Grammar, *, max_states: int) -> CompiledGrammar:
-    """Lower a grammar.
+def lower(grammar: Grammar, *, max_states: int, are_holes_filled: bool = False) -> CompiledGrammar:
+    """Lower a grammar; with `are_holes_filled` each hole is as many bytes as it has at least, to tell `min_bytes`.
 
     Raises:
         GrammarSyntax: a rule is called but not defined.
         GrammarTooLarge: more than `max_states` states.
         UnsatisfiableGrammar: no text matches.
     """
-    emitter = _Emitter(grammar, max_states)
-    start = emitter.rule_of(grammar.start)
+    emitter = _Emitter(max_states, are_holes_filled)
+    start = emitter.rule_of(grammar, grammar.start)
     try:
         emitter.run()
     except RecursionError:
@@ -100,28 +103,29 @@ class _Emitter:
     An expression object that is met again as a repetition's body shares its rule.
     """
 
-    def __init__(self, grammar: Grammar, max_states: int) -> None:
+    def __init__(self, max_states: int, are_holes_filled: bool) -> None:
         self.network = Network()
-        self._grammar = grammar
         self._max_states = max_states
-        self._rules: dict[str, int] = {}
-        self._bodies: dict[int, int] = {}
-        self._waiting: list[tuple[int, Expression]] = []
+        self._are_holes_filled = are_holes_filled
+        self._rules: dict[tuple[int, str], int] = {}
+        self._bodies: dict[tuple[int, int], int] = {}
+        self._waiting: list[tuple[int, Grammar, Expression]] = []
 
-    def rule_of(self, name: str) -> int:
+    def rule_of(self, grammar: Grammar, name: str) -> int:
         """Return the rule of this name; its body is written by `run`."""
-        rule = self._rules.get(name)
+        key = (id(grammar), name)
+        rule = self._rules.get(key)
         if rule is None:
-            if name not in self._grammar.rules:
+            if name not in grammar.rules:
                 raise GrammarSyntax(f"the rule {name!r} is called but not defined", rule=name)
-            rule = self._rules[name] = self.network.new_rule()
-            self._waiting.append((rule, self._grammar.rules[name]))
+            rule = self._rules[key] = self.network.new_rule()
+            self._waiting.append((rule, grammar, grammar.rules[name]))
         return rule
 
     def run(self) -> None:
         """Write all rules that were called."""
         while self._waiting:
-            rule, body = self._waiting.pop()
+            rule, self._grammar, body = self._waiting.pop()  # names in the body are those of its grammar
             self._emit(body, self.network.rule_start[rule], self.network.rule_accept[rule])
             if self.network.num_states > self._max_states:
                 raise GrammarTooLarge(
@@ -160,7 +164,12 @@ class _Emitter:
                 for option in options:
                     self._emit(option, source, target)
             case Reference(rule):
-                network.calls.append((source, self.rule_of(rule), target))
+                network.calls.append((source, self.rule_of(self._grammar, rule), target))
+            case Nested(grammar):
+                network.calls.append((source, self.rule_of(grammar, grammar.start), target))
+            case Hole(number, min_bytes):
+                text = b"0" * min_bytes if self._are_holes_filled else stand_in(number)
+                self._emit(Bytes(text), source, target)
             case Literals(values):
                 self._emit_literals(values, source, target)
             case Automaton():
@@ -259,10 +268,11 @@ class _Emitter:
     def _body_rule(self, body: Expression) -> int:
         # By identity: sources share the object where they mean the same, and comparing trees would cost more than it
         # saves.
-        rule = self._bodies.get(id(body))
+        key = (id(self._grammar), id(body))
+        rule = self._bodies.get(key)
         if rule is None:
-            rule = self._bodies[id(body)] = self.network.new_rule()
-            self._waiting.append((rule, body))
+            rule = self._bodies[key] = self.network.new_rule()
+            self._waiting.append((rule, self._grammar, body))
         return rule
 
 
@@ -303,8 +313,10 @@ def _weight(expression: Expression) -> int:
             return 1 + sum(map(_weight, parts))
         case Repeat(body, minimum, maximum):
             return 1 + _weight(body) * max(1, minimum, maximum or 0)
-        case ByteRange() | Reference():
+        case ByteRange() | Reference() | Nested():
             return 1
+        case Hole():
+            return 2
 
 
 def _nullable_rules(network: Network) -> list[bool]:

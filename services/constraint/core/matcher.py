@@ -19,6 +19,7 @@ import numpy.typing as npt
 from services.constraint.core import kernel
 from services.constraint.core.compiled_grammar import CompiledGrammar
 from services.constraint.core.configuration import Configurations
+from services.constraint.core.holes import STAND_IN_BYTES
 from services.constraint.core.tables import DEAD, FIRST_CONFIGURATION, TERMINATED
 from services.constraint.core.trie import TokenTrie
 from services.rpckit.status import LeaseExpired, OutOfFuel, TokenRejected
@@ -72,23 +73,26 @@ class Matcher:
         forcing: Forcing = "canonical",
         limits: MatcherLimits | None = None,
         is_common: bool = False,
+        has_holes: bool = False,
     ) -> None:
         """Intern the start state.
 
-        What can be known ahead of a grammar that `is_common` is made, for all grammars of this vocabulary to come.
+        What can be known ahead of a grammar that `is_common` is made, for all grammars of this vocabulary to come. One
+        that `has_holes` is run by who knows what stands in them (`holes.py`); it has no `guidance` of its own.
 
         Raises:
             UnsatisfiableGrammar: the vocabulary lacks bytes that every text needs.
             OutOfFuel: the start alone is beyond the limits.
         """
         limits = limits or MatcherLimits()
-        compiled = compiled.restricted_to(trie.usable_bytes)
+        self._usable_bytes = trie.usable_bytes | STAND_IN_BYTES if has_holes else trie.usable_bytes
+        compiled = compiled.restricted_to(self._usable_bytes)
         self.epoch: int = secrets.randbits(
             64
         )  # tells the states of this matcher from those of an earlier one of the same grammar
         self.min_bytes = compiled.min_bytes
         self._vocabulary = trie.vocabulary
-        self._max_witness_tokens = limits.max_witness_tokens
+        self.max_witness_tokens: Final = limits.max_witness_tokens
         self.trie: Final = trie
         self.forcing: Final = forcing
         self.lock: Final = threading.Lock()  # whoever calls a kernel on `configurations` holds it
@@ -193,6 +197,43 @@ class Matcher:
         self._check(state)
         return state == TERMINATED or self.configurations.is_accepting(state)
 
+    def walk(self, state: int, text: bytes) -> int | None:
+        """Return the state behind some bytes, None where they may not follow; no end token has led to `state`.
+
+        Raises:
+            LeaseExpired: no such state.
+            OutOfFuel: beyond the limits.
+        """
+        with self.lock:
+            self._check(state)
+            for byte in text:
+                state = self.configurations.call(kernel.transition, state, byte)
+                if state == DEAD:
+                    return None
+        return state
+
+    def shortest_text(self, state: int) -> bytes:
+        """Return the beginning of a shortest completion of `state`: at least a token, unless the text ends before.
+
+        Raises:
+            LeaseExpired: no such state.
+            OutOfFuel: beyond the limits.
+        """
+        with self.lock:
+            self._check(state)
+            return self._shortest_text(state)
+
+    def forced_token(self, state: int) -> int | None:
+        """Return the only token that the mask of `state` admits because bytes are forced there, or None.
+
+        Raises:
+            LeaseExpired: no such state.
+            OutOfFuel: beyond the limits.
+        """
+        with self.lock:
+            self._check(state)
+            return self._forced_token(state)
+
     def has_state(self, state: int) -> bool:
         """Tell whether a state was numbered here."""
         return state == TERMINATED or FIRST_CONFIGURATION <= state < len(self.configurations)
@@ -227,7 +268,6 @@ class Matcher:
         return row.data
 
     def _forced_token(self, state: int) -> int | None:
-        """Return the only token that the mask of `state` admits because bytes are forced there, or None."""
         if self.forcing == "off":
             return None
         if state not in self._forced:
@@ -249,6 +289,11 @@ class Matcher:
             return None  # what follows could have been cut together with this
         return first
 
+    def _shortest_text(self, state: int) -> bytes:
+        window = self._window[: self.trie.max_token_bytes]
+        num_bytes = self.configurations.call(kernel.shortest_bytes, state, self._usable_bytes, window)
+        return window[:num_bytes].tobytes()
+
     def _witness(self, state: int) -> tuple[int, int | None]:
         """Return the number of tokens of one short completion of `state`, and its first token."""
         chain: list[tuple[int, int]] = []
@@ -259,17 +304,14 @@ class Matcher:
                 break
             token_id = self._forced_token(at)
             if token_id is None:
-                num_bytes = self.configurations.call(
-                    kernel.shortest_bytes, at, self.trie.usable_bytes, self._window[: self.trie.max_token_bytes]
-                )
-                found = self.trie.longest_prefix(self._window[:num_bytes])
+                found = self.trie.longest_prefix(np.frombuffer(self._shortest_text(at), np.uint8))
                 assert found is not None  # each usable byte has a token of its own
                 token_id = found[0]
-            if len(chain) >= self._max_witness_tokens:
+            if len(chain) >= self.max_witness_tokens:
                 raise OutOfFuel(
-                    f"the shortest text takes more than {self._max_witness_tokens} tokens (limit max_witness_tokens)",
+                    f"the shortest text takes more than {self.max_witness_tokens} tokens (limit max_witness_tokens)",
                     limit="max_witness_tokens",
-                    value=self._max_witness_tokens,
+                    value=self.max_witness_tokens,
                 )
             chain.append((at, token_id))
             at = self._advance(at, token_id)

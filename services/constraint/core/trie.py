@@ -6,15 +6,18 @@ idea is explained in llguidance's `docs/toktrie.md`).
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 import numpy.typing as npt
 
 from services.constraint.core.compiling import compiled
+from services.constraint.core.holes import has_stand_in_bytes
 from services.constraint.core.pointers import PointerTable
 from services.constraint.core.spans import VocabularySpans
 from services.constraint.core.tables import Int32s, TrieArrays, Uint8s, VocabularyArrays
 from services.constraint.core.trie_layout import build_trie
-from services.vocabulary import Vocabulary, bitmask_words
+from services.vocabulary import Vocabulary, bitmask_words, pack_bool_mask
 
 
 class TokenTrie:
@@ -39,6 +42,12 @@ class TokenTrie:
             *_joined([token or b"" for token in vocabulary.token_bytes]),
             np.array(vocabulary.eos_token_ids, np.int32),
         )
+
+    @cached_property
+    def tokens_of_stand_ins(self) -> Int32s:
+        """The bitmask (words,) of the tokens that have bytes of `holes.py`."""
+        tokens = self.vocabulary.token_bytes
+        return pack_bool_mask(np.array([token is not None and has_stand_in_bytes(token) for token in tokens]))
 
     def longest_prefix(self, text: Uint8s) -> tuple[int, int] | None:
         """Return (token id, length) of the longest token that `text` begins with, or None."""

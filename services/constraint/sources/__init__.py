@@ -1,7 +1,8 @@
-"""Turns a constraint's text into the core's grammar form: JSON Schema, Lark, regex, choices."""
+"""Turns a constraint into the core's grammar form: JSON Schema, Lark, regex, choices, and what is made of them."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from services.constraint.core.grammar import Grammar
@@ -17,6 +18,7 @@ from services.rpckit.status import InvalidRequest
 
 if TYPE_CHECKING:
     from services.constraint.sources.json_schema.schema import Schema
+    from services.constraint.sources.parts import Parts
 
 
 def build(source: ConstraintSource, options: SourceOptions) -> BuiltSource:
@@ -27,6 +29,17 @@ def build(source: ConstraintSource, options: SourceOptions) -> BuiltSource:
         GrammarSyntax, UnsupportedConstruct, UnsatisfiableGrammar, GrammarTooLarge: see services/rpckit/status.py.
     """
     # Imported here because each brings its library: a process that only ever sees schemas need not load Lark.
+    from services.constraint.sources.parts import Parts  # noqa: PLC0415
+
+    parts = Parts(lambda part, parts: _build(part, options, parts))
+    if source.kind in ("json_schema", "lark", "regex", "choices"):
+        built = _build(source, options, parts)
+    else:
+        built = BuiltSource(Grammar("start", {"start": parts.expression(source)}))
+    return replace(built, keywords=(*built.keywords, *parts.keywords), holes=parts.holes)
+
+
+def _build(source: ConstraintSource, options: SourceOptions, parts: Parts) -> BuiltSource:
     if source.kind == "choices":
         from services.constraint.sources.choices import build as build_choices  # noqa: PLC0415
 
@@ -43,7 +56,7 @@ def build(source: ConstraintSource, options: SourceOptions) -> BuiltSource:
         return build_regex_source(source.text)
     from services.constraint.sources.lark import build as build_lark  # noqa: PLC0415
 
-    return build_lark(source.text, options.lexer)
+    return build_lark(source.text, options.lexer, parts)
 
 
 def read_schema(source: ConstraintSource, options: SourceOptions) -> Schema:

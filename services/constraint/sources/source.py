@@ -11,7 +11,9 @@ from services.rpckit.status import InvalidRequest
 if TYPE_CHECKING:
     from services.constraint.sources.json_schema.schema import Schema
 
-Kind: TypeAlias = Literal["json_schema", "lark", "regex", "choices"]
+Kind: TypeAlias = Literal[
+    "json_schema", "lark", "regex", "choices", "literal", "until", "special_token", "sequence", "any_of"
+]
 Whitespace: TypeAlias = Literal["bounded", "compact", "spaced", "pretty", "pattern"]
 PropertyOrder: TypeAlias = Literal["schema", "any"]
 FormatMode: TypeAlias = Literal["assert", "annotation"]
@@ -26,12 +28,14 @@ LarkLexer: TypeAlias = Literal["dynamic_complete", "contextual"]
 class ConstraintSource:
     """A constraint as it was sent.
 
-    `choices` is for that kind only; the others have `text`. Named grammars are of kind "lark".
+    `choices` is for that kind only, `parts` for "sequence" and "any_of"; the others have `text`. Named grammars are of
+    kind "lark".
     """
 
     kind: Kind
     text: str | None = None
     choices: tuple[str, ...] = ()
+    parts: tuple[ConstraintSource, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +84,14 @@ class KeywordReport:
 
 @dataclass(frozen=True, slots=True)
 class BuiltSource:
-    """A grammar and, for JSON Schema, how each keyword is honoured, in the order of the source.
+    """A grammar and, for JSON Schemas, how each keyword is honoured, in the order of the source.
 
     `inexact` has the pointers of what the grammar takes texts too many for, None where there is nothing to check;
-    `schema` is then what a check reads.
+    `schema` is then what a check reads. `holes` are the parts that stand in the grammar's holes, by their numbers.
     """
 
     grammar: Grammar
     keywords: tuple[KeywordReport, ...] = ()
     inexact: frozenset[str] | None = None
     schema: Schema | None = None
+    holes: tuple[ConstraintSource, ...] = ()

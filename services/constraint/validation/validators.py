@@ -10,19 +10,15 @@ import json
 import re
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from functools import lru_cache
 from itertools import islice
 from typing import Any
 
-import lark
 from jsonschema.exceptions import ValidationError
-from lark.exceptions import UnexpectedInput
 from referencing.exceptions import Unresolvable
 
 from services.constraint.sources import ConstraintSource, SourceOptions, build
 from services.constraint.sources.json_schema import document
-from services.constraint.sources.lark import load
-from services.constraint.sources.source import LarkLexer
+from services.constraint.validation import lark_validator, parts_validator
 from services.constraint.validation.json_validator import json_validator
 from services.rpckit.status import InvalidRequest, UnsupportedConstruct
 
@@ -56,33 +52,33 @@ def validate(source: ConstraintSource, options: SourceOptions, text: bytes) -> l
         decoded = text.decode()
     except UnicodeDecodeError as error:
         return [Violation(f"the text is not UTF-8: {error.reason} at byte {error.start}")]
-    if source.kind == "choices":
-        return [] if decoded in source.choices else [Violation("the text is none of the choices")]
-    assert source.text is not None
-    if source.kind == "regex":
-        return (
-            [] if re.fullmatch(source.text, decoded) else [Violation("the text as a whole does not match the pattern")]
-        )
-    if source.kind == "lark":
-        return _validate_lark(source.text, options.lexer, decoded)
-    return _validate_json(source.text, options, decoded)
+    return _validate(source, options, decoded)
 
 
-@lru_cache(maxsize=16)
-def _loaded(grammar: str, lexer: LarkLexer) -> lark.Lark:
-    return load(grammar, lexer)
+def _validate(source: ConstraintSource, options: SourceOptions, text: str) -> list[Violation]:
+    def is_valid(part: ConstraintSource, part_of_text: str) -> bool:
+        return not _validate(part, options, part_of_text)
 
-
-def _validate_lark(grammar: str, lexer: LarkLexer, text: str) -> list[Violation]:
-    try:
-        _loaded(grammar, lexer).parse(text)
-    except UnexpectedInput as error:
-        return [Violation(str(error).strip()[:_MAX_MESSAGE_CHARACTERS])]
-    except RuntimeError as error:
-        # A bug of Lark's Earley parser: it has parsed the text in more than one way, as nothing and as ignored text.
-        if "multiple start symbol items" not in str(error):
-            raise
-    return []
+    match source.kind:
+        case "choices":
+            return [] if text in source.choices else [Violation("the text is none of the choices")]
+        case "regex":
+            matches = re.fullmatch(source.text or "", text)
+            return [] if matches else [Violation("the text as a whole does not match the pattern")]
+        case "lark":
+            message = lark_validator.violation(source.text or "", options.lexer, text, is_valid)
+            return [] if message is None else [Violation(message)]
+        case "json_schema":
+            return _validate_json(source.text or "", options, text)
+        case "sequence":
+            # Where only the last part can be to blame, it says more.
+            *before, last = source.parts
+            starts = parts_validator.ends_of_all(before, text, 0, is_valid, is_last=False)
+            if len(starts) == 1:
+                return _validate(last, options, text[starts.pop() :])
+    if parts_validator.ends(source, text, 0, is_valid, is_last=True):
+        return []
+    return [Violation("the text cannot be divided into texts of the constraint's parts")]
 
 
 def _validate_json(schema_text: str, options: SourceOptions, text: str) -> list[Violation]:

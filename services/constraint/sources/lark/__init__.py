@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from services.constraint.sources.lark import contextual, dynamic
-from services.constraint.sources.lark.loading import START, load
+from services.constraint.sources.lark.embedded import Embedded
+from services.constraint.sources.lark.loading import START, LoadedGrammar, load
 from services.constraint.sources.lark.lowering import lower
+from services.constraint.sources.parts import Parts
 from services.constraint.sources.source import BuiltSource, LarkLexer
 
 
-def build(text: str, lexer: LarkLexer) -> BuiltSource:
+def build(text: str, lexer: LarkLexer, parts: Parts) -> BuiltSource:
     """Build the grammar of the texts that Lark parses by a grammar, with its parser that has this lexer.
+
+    What the grammar adds to Lark's language becomes one of the `parts`.
 
     Raises:
         GrammarSyntax: Lark refuses it; its message is passed on, with line and column where it has them.
@@ -19,7 +23,11 @@ def build(text: str, lexer: LarkLexer) -> BuiltSource:
     """
     loaded = load(text, lexer)
     source = dynamic if lexer == "dynamic_complete" else contextual
-    return BuiltSource(lower(source.token_grammar(loaded, START)))
+    embedded = {
+        name: Embedded.of(part, parts.expression(part, f"/{part.kind}/{number}"))
+        for number, (name, part) in enumerate(loaded.parts.items())
+    }
+    return BuiltSource(lower(source.token_grammar(loaded.lark, START, embedded), embedded))
 
 
-__all__ = ["build", "load"]
+__all__ = ["LoadedGrammar", "build", "load"]

@@ -24,12 +24,13 @@ from lark.parsers.lalr_analysis import LALR_Analyzer, Reduce
 
 from services.constraint.core.regex import automaton
 from services.constraint.core.regex.charset import Ranges
+from services.constraint.sources.lark.embedded import Embedded
 from services.constraint.sources.lark.lexing import NOTHING, Route, Watch, interfere, lex, relevant
 from services.constraint.sources.lark.terminals import Terminal, union
 from services.constraint.sources.lark.token_grammar import Production, Rule, Scanner, Token, TokenGrammar
 
 
-def token_grammar(loaded: lark.Lark, start: str) -> TokenGrammar:
+def token_grammar(loaded: lark.Lark, start: str, embedded: Mapping[str, Embedded]) -> TokenGrammar:
     """Return the grammar that Lark's parser follows, with all its lexers.
 
     Raises:
@@ -38,7 +39,7 @@ def token_grammar(loaded: lark.Lark, start: str) -> TokenGrammar:
     analysis = LALR_Analyzer(loaded.parser.parser_conf, debug=True)
     analysis.compute_lalr()  # type: ignore[no-untyped-call]
     first = analysis.lr0_start_states[start]
-    scanners = _Scanners(loaded)
+    scanners = _Scanners(loaded, embedded)
     states = {itemset: _State(itemset, analysis, scanners) for itemset in _reachable(first)}
     annotation = _Annotation(analysis, states, scanners)
     root = annotation.rule(first, lark_grammar.NonTerminal(start))
@@ -132,10 +133,11 @@ class _Scanners:
     the grammar never lets follow where the other stands.
     """
 
-    def __init__(self, loaded: lark.Lark) -> None:
+    def __init__(self, loaded: lark.Lark, embedded: Mapping[str, Embedded]) -> None:
         self.merged: list[Scanner] = []
         self._loaded = loaded
         self._terminals = {item.name: Terminal(item.name, item) for item in loaded.terminals}
+        self._can_begin: Mapping[str, Terminal | Embedded] = {**embedded, **self._terminals}
         self._numbers: dict[frozenset[str], int] = {}
         self._interfere = cache(interfere)
         self._residues = cache(self._find_residues)
@@ -162,7 +164,7 @@ class _Scanners:
     def next_characters(self, accepts: frozenset[str]) -> Ranges:
         """Return the characters with which a terminal of these, or something ignored, begins."""
         names = accepts.union(self._loaded.ignore_tokens)
-        return union(self._terminals[name].firsts for name in sorted(names) if name in self._terminals)
+        return union(self._can_begin[name].firsts for name in sorted(names) if name in self._can_begin)
 
     def settled(self, terminal: str, next_characters: Ranges) -> Watch:
         """Return what a token of this terminal leaves to be watched in vain where only these characters follow."""

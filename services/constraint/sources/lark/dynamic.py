@@ -7,15 +7,18 @@ its match must not go on with what follows.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import lark
 
+from services.constraint.sources.lark.embedded import Embedded
 from services.constraint.sources.lark.lexing import Route
 from services.constraint.sources.lark.terminals import Terminal, union
 from services.constraint.sources.lark.token_grammar import Production, Rule, Scanner, Token, TokenGrammar
 from services.rpckit.status import UnsupportedConstruct
 
 
-def token_grammar(loaded: lark.Lark, start: str) -> TokenGrammar:
+def token_grammar(loaded: lark.Lark, start: str, embedded: Mapping[str, Embedded]) -> TokenGrammar:
     """Return the grammar that Lark's parser follows, with its one lexer.
 
     Raises:
@@ -25,11 +28,13 @@ def token_grammar(loaded: lark.Lark, start: str) -> TokenGrammar:
     scanner = Scanner(
         routes={terminal.name: frozenset({Route(terminal, terminal, is_greedy=False)}) for terminal in terminals},
         ignored=frozenset(Route(terminal, terminal) for terminal in terminals if terminal.name in loaded.ignore_tokens),
-        next_characters=union(terminal.firsts for terminal in terminals),
+        next_characters=union(
+            [*(terminal.firsts for terminal in terminals), *(part.firsts for part in embedded.values())]
+        ),
     )
     for rule in loaded.rules:
         for symbol in rule.expansion:
-            if symbol.is_term and symbol.name not in scanner.routes:
+            if symbol.is_term and symbol.name not in scanner.routes and symbol.name not in embedded:
                 raise UnsupportedConstruct(
                     f"terminal {symbol.name} is declared with %declare, so it has no text; define it by a string or a "
                     "regex (Lark's Earley parser fails on it too; its LALR parser, lexer contextual, never finds it)",

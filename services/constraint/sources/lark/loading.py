@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import lark
 from lark.exceptions import GrammarError, UnexpectedInput
 
-from services.constraint.sources.source import LarkLexer
+from services.constraint.sources.lark import extensions
+from services.constraint.sources.source import ConstraintSource, LarkLexer
 from services.rpckit.status import GrammarSyntax, GrammarTooLarge, ServiceError, UnsupportedConstruct
 
 MAX_GRAMMAR_CHARACTERS: Final = 500_000
@@ -17,11 +19,20 @@ _PARSER: Final[dict[LarkLexer, Literal["earley", "lalr"]]] = {"dynamic_complete"
 _BUNDLED: Final = frozenset(("common.lark", "python.lark", "unicode.lark", "lark.lark"))
 
 
-def load(text: str, lexer: LarkLexer) -> lark.Lark:
+@dataclass(frozen=True, slots=True)
+class LoadedGrammar:
+    """A grammar as Lark loaded it, and the parts that its terminals without a text stand for, by their names."""
+
+    lark: lark.Lark
+    parts: dict[str, ConstraintSource]
+
+
+def load(text: str, lexer: LarkLexer) -> LoadedGrammar:
     """Let Lark load a grammar: nothing but its own bundled grammars can be imported.
 
     Raises:
-        GrammarSyntax: Lark refuses it; its message is passed on, with line and column where it has them.
+        GrammarSyntax: Lark refuses it: its message is passed on, with line and column where it has them; or an addition
+        to its language (`extensions.py`) cannot be read.
         UnsupportedConstruct: an import from a file.
         GrammarTooLarge: beyond MAX_GRAMMAR_CHARACTERS, or nested deeper than Lark takes.
     """
@@ -31,6 +42,17 @@ def load(text: str, lexer: LarkLexer) -> lark.Lark:
             limit="max_grammar_characters",
             value=MAX_GRAMMAR_CHARACTERS,
         )
+    extended = extensions.read(text)
+    try:
+        return LoadedGrammar(_load(extended.text, lexer), extended.parts)
+    except GrammarSyntax as error:
+        for name, spelling in extended.spellings.items():
+            error.message = error.message.replace(name, spelling)
+        error.args = (error.message,)
+        raise
+
+
+def _load(text: str, lexer: LarkLexer) -> lark.Lark:
     # Lark asks a callable in import_paths first; whatever it does not refuse goes on to Lark's own loader.
     try:
         return lark.Lark(

@@ -11,7 +11,7 @@ it; then a rule has one pair of places and the product is the grammar itself.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Final, TypeAlias
@@ -20,9 +20,10 @@ from services.constraint.core.grammar import EMPTY, Alternation, Expression, Gra
 from services.constraint.core.regex import encoding
 from services.constraint.core.regex.automaton import Dfa, explore_states, partition
 from services.constraint.core.regex.charset import Ranges
+from services.constraint.sources.lark.embedded import Embedded
 from services.constraint.sources.lark.lexing import NOTHING, Route, Watch, lex, relevant
 from services.constraint.sources.lark.token_grammar import END, Production, Rule, Token, TokenGrammar
-from services.rpckit.status import GrammarTooLarge
+from services.rpckit.status import GrammarTooLarge, UnsupportedConstruct
 
 MAX_VARIANTS: Final = 50_000
 """Rules with a place before and one behind; about 20 us each."""
@@ -39,14 +40,14 @@ class Place:
     not_before: frozenset[str] = frozenset()
 
 
-def lower(grammar: TokenGrammar) -> Grammar:
+def lower(grammar: TokenGrammar, embedded: Mapping[str, Embedded]) -> Grammar:
     """Return the grammar of the texts that the lexers cut into the grammar's tokens.
 
     Raises:
         UnsupportedConstruct, GrammarTooLarge: as `Terminal.dfa` and `lex` do; beyond MAX_VARIANTS.
     """
     first = Place(grammar.first_scanner)
-    tokens = _Tokens(grammar)
+    tokens = _Tokens(grammar, embedded)
     exits = _Exits(grammar, tokens)
     exits.explore(grammar.start, first)
     rules = _Rules(grammar, tokens, exits)
@@ -61,8 +62,9 @@ def lower(grammar: TokenGrammar) -> Grammar:
 class _Tokens:
     """The texts of tokens and of what is skipped before them, by the places that they lead between."""
 
-    def __init__(self, grammar: TokenGrammar) -> None:
-        self.rules: dict[str, Expression] = {}
+    def __init__(self, grammar: TokenGrammar, embedded: Mapping[str, Embedded]) -> None:
+        self.rules: dict[str, Expression] = {name: part.expression for name, part in embedded.items()}
+        self._embedded = embedded
         self._scanners = grammar.scanners
         self._lex = cache(lex)
         self._exits: dict[tuple[Token, Place], dict[Place, Reference]] = {}
@@ -76,17 +78,31 @@ class _Tokens:
             options: dict[Place, list[Expression]] = {}
             if token.terminal not in place.not_before:
                 for watch, gap in self.gaps(place.scanner, place.watch):
-                    for route in self._scanners[place.scanner].routes.get(token.terminal, ()):
-                        for behind, _ in self._lex(route, watch).exits:
-                            text = self._lexeme(route, watch, behind)
-                            options.setdefault(Place(token.scanner, behind - token.settled), []).append(
-                                text if gap is EMPTY else Sequence((gap, text))
-                            )
+                    for behind, text in self._ways(token, place.scanner, watch):
+                        options.setdefault(Place(token.scanner, behind - token.settled), []).append(
+                            text if gap is EMPTY else Sequence((gap, text))
+                        )
             self._exits[key] = {
                 behind: self._rule(f"token {token.terminal}", Alternation(tuple(texts)))
                 for behind, texts in options.items()
             }
         return self._exits[key]
+
+    def _ways(self, token: Token, scanner: int, watch: Watch) -> Iterator[tuple[Watch, Reference]]:
+        """Yield the texts of a token, without what is skipped before it, each with what is watched behind them."""
+        if token.terminal in self._embedded:
+            if relevant(watch, self._embedded[token.terminal].firsts):
+                names = ", ".join(sorted({terminal.name for terminal, _ in watch}))
+                raise UnsupportedConstruct(
+                    f"a schema stands where Lark's lexer could still go on with {names}: put a text between them with "
+                    "which neither goes on",
+                    name="%json",
+                )
+            yield NOTHING, Reference(token.terminal)
+            return
+        for route in self._scanners[scanner].routes.get(token.terminal, ()):
+            for behind, _ in self._lex(route, watch).exits:
+                yield behind, self._lexeme(route, watch, behind)
 
     def gaps(self, scanner: int, watch: Watch) -> list[tuple[Watch, Expression]]:
         """Return what may be skipped before a token, nothing at all included, and what is watched behind it."""

@@ -33,7 +33,7 @@ class Scanner:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A terminal in a production, and the number of the scanner that goes on behind it.
+    """A terminal or a part in a production, and the number of the scanner that goes on behind it.
 
     `settled` need not be watched behind it: nothing that can follow goes on with it.
     """

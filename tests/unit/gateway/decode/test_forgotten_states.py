@@ -9,7 +9,8 @@ import pytest
 
 from gateway.decode.guided import Guide
 from gateway.decode.interfaces import CompileOptions, Constraint, Guidance
-from services.constraint.checks import AnyMatcher, CheckedMatcher
+from services.constraint.checks import CheckedMatcher
+from services.constraint.composite_matcher import AnyMatcher
 from services.rpckit.status import LeaseExpired, NotReady
 from services.vocabulary import Vocabulary
 from tests.support.acceptance import byte_trie, matcher_of
