@@ -17,6 +17,7 @@ import torch
 
 from services.model_worker.kv_cache import KvCache
 from services.model_worker.loading import load_model
+from services.model_worker.model.linear import fastest_product
 from services.model_worker.runner import ModelRunner, RunnerInput
 
 
@@ -38,6 +39,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     started = time.perf_counter()
     loaded = load_model(options.model, getattr(torch, options.dtype))
+    loaded.model.prepare(fastest_product)
     print(f"load: {time.perf_counter() - started:.2f} s")
     cache = KvCache(loaded.model.config, 256, loaded.model.dtype)
     runner = ModelRunner(loaded.model, cache)
@@ -48,10 +50,6 @@ def main() -> None:
     print(f"decode, batch 1: {best_s(lambda: runner.forward(one), 20) * 1e3:.1f} ms/token")
     print(f"decode, batch 8: {best_s(lambda: runner.forward(eight), 10) * 1e3 / 8:.1f} ms/token")
     print(f"prefill: {512 / best_s(lambda: [runner.forward([piece]) for piece in pieces], 3):.0f} tokens/s")
-    num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in loaded.model.parameters())
-    numbers = [parameter for parameter in loaded.model.parameters() if parameter.dim() > 1]
-    read = best_s(lambda: [parameter.sum() for parameter in numbers], 5)
-    print(f"reading all {num_bytes / 1e6:.0f} MB of weights once: {read * 1e3:.1f} ms")
 
 
 if __name__ == "__main__":

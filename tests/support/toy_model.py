@@ -13,6 +13,7 @@ import torch
 from services.model_worker.batching import StepOutcome
 from services.model_worker.engine import Engine
 from services.model_worker.kv_cache import KvCache, num_blocks_for
+from services.model_worker.model.linear import fastest_product
 from services.model_worker.model.transformer import Transformer
 from services.model_worker.runner import ModelRunner, RunnerInput
 from services.model_worker.sequence import Logits, Step
@@ -26,6 +27,14 @@ TOLERANCE = 2e-5
 def shared_toy() -> Transformer:
     torch.set_num_threads(1)
     return toy_model(0)
+
+
+@cache
+def serving_toy() -> Transformer:
+    """Return the same model as the worker runs it; its oracle is `shared_toy`."""
+    model = toy_model(0)
+    model.prepare(fastest_product)
+    return model
 
 
 class Clock:
@@ -42,7 +51,7 @@ class DrivenEngine:
     """An engine without its thread: `run` takes rounds until all steps are answered."""
 
     def __init__(self, *, num_blocks: int = 256, **options: Any) -> None:
-        model = shared_toy()
+        model = serving_toy()
         self.cache = KvCache(model.config, num_blocks, torch.float32)
         self.clock = Clock()
         settings: dict[str, Any] = {

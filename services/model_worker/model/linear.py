@@ -1,15 +1,60 @@
-"""Weights that are there once a checkpoint is loaded."""
+"""Weights that are there once a checkpoint is loaded, and how rows are multiplied with them.
+
+The plain product is `F.linear`, the definition. A model that is to serve is prepared: each weight becomes a `Product`,
+which keeps the numbers as its kernel likes them best. On CPUs that is oneDNN's own blocked layout: with 2 to 64 rows
+its products take a third of the time of `F.linear` in float32 (docs/batching.md has the numbers).
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Product = Callable[[Tensor], Tensor]
+"""`(N, in_features)` to `(N, out_features)`: a weight to multiply rows with."""
+MakeProduct = Callable[[Tensor], Product]
+"""From a weight `(out_features, in_features)`."""
+
 
 def unloaded(*shape: int) -> nn.Parameter:
     """Return a parameter that has a shape and no memory."""
     return nn.Parameter(torch.empty(shape, device="meta"), requires_grad=False)
+
+
+class PlainProduct:
+    """`F.linear`."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self._weight = weight
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`(N, in_features)` to `(N, out_features)`."""
+        return F.linear(x, self._weight)
+
+
+class PackedProduct:
+    """A product with a weight in oneDNN's layout, by the operators that `torch.compile` uses for frozen weights."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`(N, in_features)` to `(N, out_features)`."""
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, None, "none", [], "")
+        return product
+
+
+def fastest_product(weight: Tensor) -> Product:
+    """Pack the weight where this build, this machine and its type can; else leave it as it is."""
+    if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        try:
+            return PackedProduct(weight)
+        except RuntimeError:  # oneDNN has no kernel for this type on this processor
+            pass
+    return PlainProduct(weight)
 
 
 class Linear(nn.Module):
@@ -22,10 +67,16 @@ class Linear(nn.Module):
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
         self.weight = unloaded(out_features, in_features)
+        self._product: Product | None = None
+
+    def prepare(self, make: MakeProduct) -> None:
+        """Use `make`'s product from now on; the weight itself lets go of its memory."""
+        self._product = make(self.weight.detach())
+        self.weight = unloaded(*self.weight.shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, in_features)` to `(N, out_features)`."""
-        return F.linear(x, self.weight)
+        return F.linear(x, self.weight) if self._product is None else self._product(x)
 
 
 class Embedding(nn.Module):

@@ -5,18 +5,35 @@ Shapes: N tokens, E experts, A = `num_experts_per_tok`, H hidden size, I width i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from services.model_worker.model.config import ModelConfig
-from services.model_worker.model.linear import Linear, unloaded
+from services.model_worker.model.linear import Linear, MakeProduct, PlainProduct, Product, unloaded
 
 
-def expert_forward(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """Run one gated expert. `x`: `(N, H)`, `gate_up`: `(2 I, H)`, `down`: `(H, I)`. Returns `(N, H)`."""
-    gate, up = F.linear(x, gate_up).chunk(2, dim=-1)
-    return F.linear(F.silu(gate).mul_(up), down)
+@dataclass(frozen=True)
+class Expert:
+    """One gated feed-forward block, its weights ready to multiply with."""
+
+    gate_up: Product
+    """`(N, H)` to `(N, 2 I)`."""
+    down: Product
+    """`(N, I)` to `(N, H)`."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`(N, H)` to `(N, H)`."""
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate).mul_(up))
+
+
+def make_experts(gate_up: Tensor, down: Tensor, make: MakeProduct = PlainProduct) -> list[Expert]:
+    """Return the E experts. `gate_up`: `(E, 2 I, H)`; `down`: `(E, H, I)`."""
+    return [Expert(make(ours), make(theirs)) for ours, theirs in zip(gate_up, down, strict=True)]
 
 
 def route(router_logits: Tensor, num_experts_per_tok: int, norm_topk_prob: bool) -> tuple[Tensor, Tensor]:
@@ -28,24 +45,24 @@ def route(router_logits: Tensor, num_experts_per_tok: int, norm_topk_prob: bool)
     return weights, expert_ids
 
 
-def moe_by_definition(x: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+def moe_by_definition(x: Tensor, weights: Tensor, expert_ids: Tensor, experts: Sequence[Expert]) -> Tensor:
     """Say what the block computes: the fast path is tested against this loop.
 
-    `x`: `(N, H)`; `weights`, `expert_ids`: `(N, A)`; `gate_up`: `(E, 2 I, H)`; `down`: `(E, H, I)`. Returns `(N, H)`.
+    `x`: `(N, H)`; `weights`, `expert_ids`: `(N, A)`; E experts. Returns `(N, H)`.
     """
     result = torch.zeros_like(x)
     for token in range(x.shape[0]):
         for weight, expert_id in zip(weights[token], expert_ids[token].tolist(), strict=True):
-            result[token] += weight * expert_forward(x[token : token + 1], gate_up[expert_id], down[expert_id])[0]
+            result[token] += weight * experts[expert_id](x[token : token + 1])[0]
     return result
 
 
-def moe_by_expert(x: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+def moe_by_expert(x: Tensor, weights: Tensor, expert_ids: Tensor, experts: Sequence[Expert]) -> Tensor:
     """Compute the same with one matrix product per expert that was hit: its tokens stand together. Shapes as above."""
     num_tokens, num_per_token = expert_ids.shape
     by_expert = expert_ids.flatten().argsort(stable=True)  # (N * A,)
     token_of = by_expert // num_per_token
-    counts = torch.bincount(expert_ids.flatten(), minlength=gate_up.shape[0]).tolist()
+    counts = torch.bincount(expert_ids.flatten(), minlength=len(experts)).tolist()
     weight_of = weights.flatten()[by_expert].unsqueeze(-1).to(x.dtype)
     result = torch.zeros_like(x)
     start = 0
@@ -56,7 +73,7 @@ def moe_by_expert(x: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tenso
         start += count
         # All rows of one expert are different tokens, so adding by index never meets itself.
         tokens = token_of[rows]
-        out = expert_forward(x if count == num_tokens == 1 else x[tokens], gate_up[expert_id], down[expert_id])
+        out = experts[expert_id](x if count == num_tokens == 1 else x[tokens])
         result.index_add_(0, tokens, out.mul_(weight_of[rows]))
     return result
 
@@ -87,11 +104,17 @@ class MoeFeedForward(nn.Module):
         self.router = Linear(hidden, num_experts)
         self.gate_up = unloaded(num_experts, 2 * inner, hidden)
         self.down = unloaded(num_experts, hidden, inner)
+        self._experts: list[Expert] | None = None
+
+    def prepare(self, make: MakeProduct) -> None:
+        """Use `make`'s products from now on; the weights themselves let go of their memory."""
+        self._experts = make_experts(self.gate_up.detach(), self.down.detach(), make)
+        self.gate_up, self.down = unloaded(*self.gate_up.shape), unloaded(*self.down.shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, H)` to `(N, H)`."""
         weights, expert_ids = route(self.router(x), self.num_experts_per_tok, self.norm_topk_prob)
-        return moe_by_expert(x, weights, expert_ids, self.gate_up, self.down)
+        return moe_by_expert(x, weights, expert_ids, self._experts or make_experts(self.gate_up, self.down))
 
 
 def feed_forward(config: ModelConfig) -> DenseFeedForward | MoeFeedForward:

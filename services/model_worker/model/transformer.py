@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from services.model_worker.model.attention import Attention, AttentionPlan
 from services.model_worker.model.config import ModelConfig
-from services.model_worker.model.linear import Embedding, Linear, unloaded
-from services.model_worker.model.moe import feed_forward
+from services.model_worker.model.linear import Embedding, Linear, MakeProduct, unloaded
+from services.model_worker.model.moe import MoeFeedForward, feed_forward
 from services.model_worker.model.rope import rotary_table
 
 
@@ -66,6 +66,14 @@ class Transformer(nn.Module):
         """Type of the numbers between layers and in the cache."""
         dtype: torch.dtype = self.norm.weight.dtype
         return dtype
+
+    def prepare(self, make: MakeProduct) -> None:
+        """Make every matrix a `Product`, one after another: for serving, the weights cannot be read any more."""
+        for module in self.modules():
+            if isinstance(module, Linear | MoeFeedForward):
+                module.prepare(make)
+        if self.config.tie_word_embeddings:
+            self.head.weight = self.embedding.weight
 
     @torch.inference_mode()
     def forward(self, token_ids: Tensor, plan: AttentionPlan, cache: Tensor, logit_rows: Tensor) -> Tensor:

@@ -198,23 +198,13 @@ def load_gguf(file: GgufFile, config: ModelConfig, dtype: torch.dtype) -> Transf
 
 def fill(model: Transformer, state: Mapping[str, Tensor]) -> None:
     """Give the model its parameters and make it ready to run; names as in `named_parameters`."""
-    state = {name: _laid_out(weight) for name, weight in state.items()}
+    state = dict(state)
     if model.config.tie_word_embeddings:
         state["head.weight"] = state["embedding.weight"]
     model.load_state_dict(state, assign=True)
     if model.config.tie_word_embeddings:
         model.head.weight = model.embedding.weight
     model.requires_grad_(False).eval()
-
-
-def _laid_out(weight: Tensor) -> Tensor:
-    """Store a wide float32 matrix column by column; shape and values stay.
-
-    A product with one row takes half the time then (docs/model-worker.md has the numbers).
-    """
-    if weight.dtype is not torch.float32 or weight.dim() != 2 or weight.shape[0] <= weight.shape[1]:
-        return weight
-    return weight.t().contiguous().t()
 
 
 def _gguf_names(config: ModelConfig) -> dict[str, tuple[str, ...]]:

@@ -5,7 +5,8 @@ import torch
 import transformers
 
 from services.model_worker.model.config import ModelConfig
-from services.model_worker.model.moe import moe_by_definition, moe_by_expert, route
+from services.model_worker.model.linear import PlainProduct, fastest_product
+from services.model_worker.model.moe import make_experts, moe_by_definition, moe_by_expert, route
 from services.model_worker.model.rope import interleave_rows, rotary_table, rotate_
 from services.model_worker.model.transformer import Transformer
 from services.model_worker.model.weights import fill
@@ -108,11 +109,11 @@ def test_mixtral_has_the_logits_of_transformers() -> None:
 def test_experts_by_expert_are_experts_by_definition(num_tokens: int, norm_topk_prob: bool) -> None:
     generator = torch.Generator().manual_seed(num_tokens)
     x = torch.randn(num_tokens, 12, generator=generator)
-    gate_up, down = torch.randn(6, 16, 12, generator=generator), torch.randn(6, 12, 8, generator=generator)
+    matrices = torch.randn(6, 16, 12, generator=generator), torch.randn(6, 12, 8, generator=generator)
     weights, expert_ids = route(torch.randn(num_tokens, 6, generator=generator), 3, norm_topk_prob)
-    torch.testing.assert_close(
-        moe_by_expert(x, weights, expert_ids, gate_up, down), moe_by_definition(x, weights, expert_ids, gate_up, down)
-    )
+    expected = moe_by_definition(x, weights, expert_ids, make_experts(*matrices))
+    for make in (PlainProduct, fastest_product):
+        torch.testing.assert_close(moe_by_expert(x, weights, expert_ids, make_experts(*matrices, make)), expected)
 
 
 def test_weights_of_experts_sum_to_one_only_where_the_model_says_so() -> None:
