@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 
 from services.model_worker.sequence import Logits, Step, Transaction
 
+SHORT_TOKENS = 16
+"""A step with so many tokens left, or fewer, is run whole and before the others."""
+
 
 @dataclass(frozen=True)
 class StepOutcome:
@@ -19,6 +22,8 @@ class StepOutcome:
     """`(num_rows, vocab_size)` float32."""
     queue_s: float
     forward_s: float
+    num_cached_tokens: int = 0
+    """Tokens of the step that were in the cache already."""
 
 
 @dataclass(eq=False)
@@ -30,7 +35,11 @@ class PendingStep:
     future: Future[StepOutcome] = field(default_factory=Future)
     transaction: Transaction | None = None
     num_done: int = 0
-    """Tokens of the step that have been through the model."""
+    """Tokens of the step that are in the cache."""
+    num_cached_tokens: int = 0
+    """Those among them that others had put there."""
+    latest_round: int = 0
+    """When a part of the step went through the model last."""
     started_s: float | None = None
     forward_s: float = 0.0
     rows: list[Logits] = field(default_factory=list)
@@ -42,8 +51,15 @@ class PendingStep:
 
     @property
     def num_left(self) -> int:
-        """Tokens that have not been through the model."""
+        """Tokens that must still go through the model."""
         return len(self.step.token_ids) - self.num_done
+
+    def reuse(self) -> None:
+        """Skip tokens that others have put into the cache meanwhile."""
+        assert self.transaction is not None
+        num_tokens = self.transaction.reuse(self.num_done)
+        self.num_done += num_tokens
+        self.num_cached_tokens += num_tokens
 
 
 @dataclass(frozen=True)
@@ -67,21 +83,32 @@ def startable(waiting: Iterable[PendingStep], running: Iterable[PendingStep]) ->
     return result
 
 
-def plan_batch(running: Iterable[PendingStep], max_tokens: int, min_prefill_tokens: int) -> list[Chunk]:
+def plan_batch(running: Iterable[PendingStep], max_tokens: int) -> list[Chunk]:
     """Fill one forward pass with at most `max_tokens`.
 
-    Decode steps (one token left) come first, oldest first: they cost little and somebody waits for each of them. What
-    is left goes to longer steps, oldest first; the first always gets `min_prefill_tokens`, so that it ends some time.
+    Short steps come first, oldest first: decode steps and what is forced with them cost little, somebody waits for each
+    of them, and they are over after it. What is left, at least `SHORT_TOKENS` so that nothing starves, goes to the long
+    ones in turn: first who has waited longest since its latest part. Whoever would compute the same block as somebody
+    before it waits a round and finds it in the cache.
     """
-    by_age = sorted(running, key=lambda pending: pending.arrived_s)
-    short = [pending for pending in by_age if pending.num_left == 1]
-    long = [pending for pending in by_age if pending.num_left > 1]
-    reserved = min(long[0].num_left, min_prefill_tokens) if long else 0
-    chunks = [Chunk(pending, 1) for pending in short[: max(max_tokens - reserved, 0)]]
-    budget = max_tokens - len(chunks)
+    by_turn = sorted(running, key=lambda pending: (pending.latest_round, pending.arrived_s))
+    short = [pending for pending in by_turn if pending.num_left <= SHORT_TOKENS]
+    long = [pending for pending in by_turn if pending.num_left > SHORT_TOKENS]
+    chunks = []
+    planned_keys: set[bytes] = set()
+    budget = max_tokens - (SHORT_TOKENS if long else 0)
+    for pending in short:
+        if pending.num_left <= budget:
+            chunks.append(Chunk(pending, pending.num_left))
+            budget -= pending.num_left
+    budget += SHORT_TOKENS if long else 0
     for pending in long:
-        if budget <= 0:
-            break
+        assert pending.transaction is not None
+        key = pending.transaction.next_key(pending.num_done)
+        if budget == 0 or key in planned_keys:
+            continue
+        if key is not None:
+            planned_keys.add(key)
         chunks.append(Chunk(pending, min(pending.num_left, budget)))
         budget -= chunks[-1].num_tokens
     return chunks

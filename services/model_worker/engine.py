@@ -27,7 +27,6 @@ from services.rpckit.status import LeaseExpired, NotReady, OutOfCapacity, Servic
 _log = structlog.get_logger()
 
 ENGINE_FAILED_EXIT_CODE = 70
-_MIN_PREFILL_TOKENS = 16
 _IDLE_S = 1.0
 """Longest sleep without work: how late an ended lease is noticed."""
 
@@ -67,6 +66,7 @@ class Engine:
         self._is_stopping = False
         self._waiting: list[PendingStep] = []
         self._running: list[PendingStep] = []
+        self._num_rounds = 0
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -142,7 +142,11 @@ class Engine:
         self._drop_cancelled()
         self._expire()
         self._start_steps()
-        chunks = plan_batch(self._running, self._max_batch_tokens, _MIN_PREFILL_TOKENS)
+        for pending in list(self._running):
+            pending.reuse()
+            if pending.num_left == 0:  # all was in the cache, or a fork that appends nothing
+                self._finish(pending)
+        chunks = plan_batch(self._running, self._max_batch_tokens)
         if chunks:
             self._run(chunks)
         metrics.OPEN_SEQUENCES.set(len(self._sequences))
@@ -187,14 +191,15 @@ class Engine:
             except ServiceError as error:
                 self._fail(pending, error)
                 continue
+            pending.num_done = pending.num_cached_tokens = pending.transaction.num_cached_tokens
             self._waiting.remove(pending)
             self._running.append(pending)
-            if not pending.step.token_ids:  # a fork that appends nothing
-                self._finish(pending)
 
     def _run(self, chunks: Sequence[Chunk]) -> None:
         started = self._clock()
+        self._num_rounds += 1
         for chunk in chunks:
+            chunk.pending.latest_round = self._num_rounds
             if chunk.pending.started_s is None:
                 chunk.pending.started_s = started
                 metrics.QUEUE_SECONDS.observe(started - chunk.pending.arrived_s)
@@ -212,6 +217,8 @@ class Engine:
             pending = chunk.pending
             pending.forward_s += seconds
             pending.num_done += chunk.num_tokens
+            assert pending.transaction is not None
+            pending.transaction.publish(pending.num_done)
             if len(rows):
                 pending.rows.append(rows)
             if pending.num_left == 0:
@@ -232,9 +239,16 @@ class Engine:
         started = self._clock() if pending.started_s is None else pending.started_s
         self._forget(pending)
         metrics.STEPS.labels("OK").inc()
+        metrics.CACHED_TOKENS.inc(pending.num_cached_tokens)
         _set_result(
             pending.future,
-            StepOutcome(position, logits, queue_s=started - pending.arrived_s, forward_s=pending.forward_s),
+            StepOutcome(
+                position,
+                logits,
+                queue_s=started - pending.arrived_s,
+                forward_s=pending.forward_s,
+                num_cached_tokens=pending.num_cached_tokens,
+            ),
         )
 
     def _fail(self, pending: PendingStep, error: ServiceError) -> None:

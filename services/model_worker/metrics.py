@@ -6,6 +6,9 @@ _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 
 
 STEPS = Counter("espalier_worker_steps", "Steps by outcome: OK, CANCELLED, or the reason of the error.", ["outcome"])
 TOKENS = Counter("espalier_worker_tokens", "Tokens that went through the model.")
+CACHED_TOKENS = Counter(
+    "espalier_worker_cached_tokens", "Tokens of steps whose keys and values were in the cache already."
+)
 QUEUE_SECONDS = Histogram(
     "espalier_worker_queue_seconds", "Time of a step from arrival to its first forward pass.", buckets=_BUCKETS
 )

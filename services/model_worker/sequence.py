@@ -2,19 +2,19 @@
 
 A step is a transaction: `SequenceTable.begin` takes everything it needs (the blocks above all), or raises and changes
 nothing; `SequenceTable.commit` makes the change. A transaction that is given up instead leaves the sequence as it was,
-even when half of a long prompt has run.
+even when half of a long prompt has run. What has run is published in the cache, and taken from there by others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from services.model_worker.kv_cache import KvCache, OutOfBlocksError, first_blocks, num_blocks_for
+from services.model_worker.kv_cache import ROOT_KEY, KvCache, OutOfBlocksError, block_keys, num_blocks_for
 from services.model_worker.model.attention import BLOCK_TOKENS
 from services.rpckit.status import ContextExceeded, InvalidRequest, LeaseExpired, OutOfCapacity, PositionMismatch
 
@@ -59,22 +59,103 @@ class Sequence:
     """Tokens in the cache under a name."""
 
     sequence_id: str
-    num_tokens: int
-    block_ids: list[int]
     last_used_s: float
+    token_ids: list[int] = field(default_factory=list)
+    block_ids: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+    """Of the full blocks."""
     latest: AppliedStep | None = None
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in the cache."""
+        return len(self.token_ids)
 
-@dataclass
+
 class Transaction:
     """A step under way. Blocks it took are its own until the end; blocks that fall away are kept until then."""
 
-    step: Step
-    block_ids: list[int]
-    """What the sequence will have: room for all tokens of the step."""
-    _cache: KvCache
-    _taken: list[int]
-    _dropped: list[int]
+    def __init__(self, step: Step, source: Sequence | None, cache: KvCache) -> None:
+        """Take what the step needs; `source` is the sequence it builds on.
+
+        Raises:
+            OutOfBlocksError: there is no room; nothing was taken.
+        """
+        self.step = step
+        self._cache = cache
+        num_full, num_partial = divmod(step.position, BLOCK_TOKENS)
+        source = source or Sequence(step.sequence_id, 0.0)
+        self.keys = source.keys[:num_full]
+        """Of all blocks that will be full."""
+        begun = source.token_ids[num_full * BLOCK_TOKENS : step.position]
+        self.keys += block_keys(self.keys[-1] if num_full else ROOT_KEY, [*begun, *step.token_ids])
+        num_without_logits = {"none": len(step.token_ids), "last": len(step.token_ids) - 1, "all": 0}[step.logits]
+        self._num_reusable = (step.position + num_without_logits) // BLOCK_TOKENS
+        """Blocks in whose place an equal one will do, as nobody asks for logits of their tokens."""
+        self._num_published = num_full
+        self.parent_token_ids = source.token_ids[: step.position] if step.fork_of is not None else []
+        """What a fork begins with, even when its parent is released meanwhile."""
+
+        held = source.block_ids[: num_blocks_for(step.position)]
+        is_copied = num_partial > 0 and self._is_partial_block_copied(source, held[-1])
+        kept = held[:-1] if is_copied else held
+        found = [] if num_partial else self._find(num_full)
+        self.num_cached_tokens = len(found) * BLOCK_TOKENS
+        """Tokens of the step that were in the cache when it began."""
+        # A fork holds the parent's blocks once more. What is found must be held before others are allocated.
+        self._taken = [*kept, *found] if step.fork_of is not None else [*found]
+        self._dropped = [] if step.fork_of is not None else source.block_ids[len(kept) :]
+        cache.hold(self._taken)
+        num_blocks = num_blocks_for(step.position + len(step.token_ids))
+        try:
+            fresh = cache.allocate(num_blocks - len(kept) - len(found))
+        except OutOfBlocksError:
+            cache.release(self._taken)
+            raise
+        if is_copied:
+            cache.copy_block(held[-1], fresh[0])
+        self._taken += fresh
+        self.block_ids = [*kept, *found, *fresh]
+        """What the sequence will have: room for all tokens of the step."""
+
+    def _is_partial_block_copied(self, source: Sequence, block_id: int) -> bool:
+        """Say whether the block that the step's first token goes into must stay as it is for somebody."""
+        if self.step.fork_of is not None:
+            return bool(self.step.token_ids)
+        return self.step.position < source.num_tokens or not self._cache.is_writable(block_id)
+
+    def _find(self, first: int) -> list[int]:
+        """Return the published blocks, from the block number `first` on, that can stand for the step's own."""
+        found = []
+        for key in self.keys[first : self._num_reusable]:
+            block_id = self._cache.find(key)
+            if block_id is None:
+                break
+            found.append(block_id)
+        return found
+
+    def next_key(self, num_done: int) -> bytes | None:
+        """Return the key of the block that the next token starts, if an equal one would do."""
+        number, offset = divmod(self.step.position + num_done, BLOCK_TOKENS)
+        return self.keys[number] if offset == 0 and number < self._num_reusable else None
+
+    def reuse(self, num_done: int) -> int:
+        """Take blocks that others have published in place of those to be computed next; returns the tokens saved."""
+        number = (self.step.position + num_done) // BLOCK_TOKENS
+        found = self._find(number) if self.next_key(num_done) is not None else []
+        self._cache.hold(found)
+        for i, block_id in enumerate(found, number):
+            self._taken[self._taken.index(self.block_ids[i])] = block_id
+            self._cache.release([self.block_ids[i]])
+            self.block_ids[i] = block_id
+        return len(found) * BLOCK_TOKENS
+
+    def publish(self, num_done: int) -> None:
+        """Let others find the blocks that are full now that so many tokens of the step have run."""
+        num_full = (self.step.position + num_done) // BLOCK_TOKENS
+        for number in range(self._num_published, num_full):
+            self._cache.publish(self.block_ids[number], self.keys[number])
+        self._num_published = max(self._num_published, num_full)
 
     def finish(self, is_applied: bool) -> None:
         """Let go of the blocks that the outcome does not need."""
@@ -136,11 +217,8 @@ class SequenceTable:
                 retry_after_s=self._retry_after_s(),
                 max_sequences=self._max_sequences,
             )
-        held = [] if source is None else first_blocks(source.block_ids, step.position)
         try:
-            if step.fork_of is not None and source is not None:
-                return self._begin_fork(step, held)
-            return self._begin_own(step, sequence, held)
+            return Transaction(step, source, self._cache)
         except OutOfBlocksError:
             raise OutOfCapacity(
                 f"the cache has no room for {len(step.token_ids)} more tokens; release sequences or try again",
@@ -150,17 +228,17 @@ class SequenceTable:
 
     def commit(self, transaction: Transaction, last_logits: Logits | None) -> int:
         """Make the step's change; returns the number of tokens in the sequence now."""
-        transaction.finish(is_applied=True)
         step = transaction.step
-        num_tokens = step.position + len(step.token_ids)
-        self._sequences[step.sequence_id] = Sequence(
-            sequence_id=step.sequence_id,
-            num_tokens=num_tokens,
-            block_ids=transaction.block_ids,
-            last_used_s=self._clock(),
-            latest=AppliedStep(step.position, step.token_ids, step.fork_of, last_logits),
-        )
-        return num_tokens
+        transaction.finish(is_applied=True)
+        sequence = self._sequences.get(step.sequence_id)
+        if sequence is None:
+            sequence = Sequence(step.sequence_id, self._clock(), transaction.parent_token_ids)
+            self._sequences[step.sequence_id] = sequence
+        sequence.token_ids[step.position :] = step.token_ids
+        sequence.block_ids, sequence.keys = transaction.block_ids, transaction.keys
+        sequence.last_used_s = self._clock()
+        sequence.latest = AppliedStep(step.position, step.token_ids, step.fork_of, last_logits)
+        return sequence.num_tokens
 
     def release(self, sequence_id: str) -> bool:
         """Free a sequence; returns whether it was known. No step of it may be under way."""
@@ -245,30 +323,6 @@ class SequenceTable:
             position=step.position,
             sequence_position=sequence.num_tokens,
         )
-
-    def _begin_fork(self, step: Step, held: list[int]) -> Transaction:
-        """Share the parent's blocks; the last is copied where tokens will be written into it."""
-        is_partial = bool(step.position % BLOCK_TOKENS and step.token_ids)
-        shared = held[:-1] if is_partial else held
-        fresh = self._cache.allocate(num_blocks_for(step.position + len(step.token_ids)) - len(shared))
-        self._cache.share(shared)
-        if is_partial:
-            self._cache.copy_block(held[-1], fresh[0])
-        return Transaction(step, shared + fresh, self._cache, _taken=shared + fresh, _dropped=[])
-
-    def _begin_own(self, step: Step, sequence: Sequence | None, held: list[int]) -> Transaction:
-        """Keep the sequence's own blocks; the last is copied where others hold it, or where it would lose tokens."""
-        own = [] if sequence is None else sequence.block_ids
-        is_copied = bool(
-            sequence is not None
-            and step.position % BLOCK_TOKENS
-            and (self._cache.is_shared(held[-1]) or step.position < sequence.num_tokens)
-        )
-        kept = held[:-1] if is_copied else held
-        fresh = self._cache.allocate(num_blocks_for(step.position + len(step.token_ids)) - len(kept))
-        if is_copied:
-            self._cache.copy_block(held[-1], fresh[0])
-        return Transaction(step, kept + fresh, self._cache, _taken=fresh, _dropped=own[len(kept) :])
 
     def _retry_after_s(self) -> float:
         """Say when the next lease ends, at most a few seconds: sequences are mostly released long before."""

@@ -203,4 +203,5 @@ def _result(sequence_id: str, answer: _Answer) -> model_worker_pb2.StepResult:
         num_rows=len(answer.logits),
         queue_us=round(answer.queue_s * 1e6),
         forward_us=round(answer.forward_s * 1e6),
+        num_cached_tokens=answer.num_cached_tokens,
     )

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -271,6 +272,124 @@ def test_a_long_prompt_does_not_stall_the_others() -> None:
         driven.engine.step()
         assert short.done()
     assert not long.done()
+
+
+def test_long_prompts_take_turns_and_a_short_step_waits_for_none() -> None:
+    driven = DrivenEngine(max_batch_tokens=32, num_blocks=600)
+    driven.one("decode", 0, TOKENS[:4])
+    longs = driven.submit(
+        *(Step(sequence_id=str(i), position=0, token_ids=random_tokens(2000, seed=i)) for i in range(3))
+    )
+    driven.engine.step()
+    (middle,) = driven.submit(Step(sequence_id="middle", position=0, token_ids=TOKENS[:60]))
+    # Five forced tokens of a guided text are no prompt.
+    (forced,) = driven.submit(Step(sequence_id="decode", position=4, token_ids=TOKENS[4:9]))
+    driven.engine.step()
+    assert forced.done()
+    num_rounds = 0
+    while not middle.done():
+        driven.engine.step()
+        num_rounds += 1
+    assert num_rounds <= 8
+    assert not any(future.done() for future in longs)
+
+
+def test_more_short_steps_than_one_batch_holds_leave_room_for_a_prompt() -> None:
+    driven = DrivenEngine(max_batch_tokens=32, num_blocks=600)
+    for i in range(64):
+        driven.one(str(i), 0, (5,))
+    (prompt,) = driven.submit(Step(sequence_id="prompt", position=0, token_ids=TOKENS[:64]))
+    position = 1
+    decodes: list[Future[StepOutcome]] = []
+    for _ in range(16):  # the 64 send their next step as soon as they all have an answer
+        if all(future.done() for future in decodes):
+            decodes = driven.submit(*(Step(sequence_id=str(i), position=position, token_ids=(5,)) for i in range(64)))
+            position += 1
+        driven.engine.step()
+    assert prompt.done()
+    assert position >= 4
+
+
+def test_a_prompt_that_was_there_before_is_found() -> None:
+    driven = DrivenEngine()
+    assert driven.one("a", 0, TOKENS[:100]).num_cached_tokens == 0
+    used = driven.num_used_blocks
+    shared = driven.one("b", 0, TOKENS[:120])
+    assert (shared.num_cached_tokens, driven.num_used_blocks) == (96, used + 2)
+    assert_logits(shared.logits, prefill_logits(TOKENS[:120])[-1:])
+    driven.release("a", "b")
+    assert driven.num_used_blocks == 0
+    # Whoever let go of it, it is found; a token whose logits are wanted is computed.
+    for name, length, logits, num_cached_tokens in (
+        ("same", 120, "last", 112),
+        ("edge", 112, "last", 96),
+        ("silent", 112, "none", 112),
+        ("scored", 112, "all", 0),
+        ("other", 120, "last", 112),
+    ):
+        outcome = driven.one(name, 0, TOKENS[:length], logits=logits)
+        assert (outcome.num_cached_tokens, outcome.position) == (num_cached_tokens, length)
+        assert_logits(outcome.logits, prefill_logits(TOKENS[:length])[length - len(outcome.logits) :])
+    assert driven.one("shifted", 0, TOKENS[1:100]).num_cached_tokens == 0
+    assert driven.one("different", 0, (TOKENS[0] + 1, *TOKENS[1:100])).num_cached_tokens == 0
+
+
+def test_a_conversation_that_goes_on_finds_what_another_said() -> None:
+    driven = DrivenEngine()
+    driven.one("a", 0, TOKENS[:100])
+    driven.one("b", 0, TOKENS[:32])
+    later = driven.one("b", 32, TOKENS[32:110])
+    assert later.num_cached_tokens == 64
+    cut = driven.one("b", 16, TOKENS[16:100], truncate_to=16)
+    assert cut.num_cached_tokens == 80
+    assert_logits(cut.logits, prefill_logits(TOKENS[:100])[-1:])
+
+
+def test_the_same_prompt_many_times_at_once_is_computed_once() -> None:
+    driven = DrivenEngine(max_batch_tokens=32)
+    tails = [random_tokens(5, seed=i) for i in range(6)]
+    outcomes = driven.run(
+        *(Step(sequence_id=str(i), position=0, token_ids=TOKENS[:144] + tail) for i, tail in enumerate(tails))
+    )
+    assert sum(outcome.num_cached_tokens for outcome in outcomes) == 5 * 144  # they take turns
+    assert driven.num_used_blocks == 9 + 6
+    for tail, outcome in zip(tails, outcomes, strict=True):
+        assert_logits(outcome.logits, prefill_logits(TOKENS[:144] + tail)[-1:])
+    # The first goes away half way: another takes over.
+    other = random_tokens(100, seed=7)
+    first, second = driven.submit(*(Step(sequence_id=name, position=0, token_ids=other) for name in ("x", "y")))
+    driven.engine.step()
+    assert first.cancel()
+    driven.run(Step(sequence_id="z", position=0, token_ids=(5,)))
+    driven.engine.step()
+    driven.engine.step()
+    driven.engine.step()
+    assert second.result(timeout=0).num_cached_tokens == 32
+    assert_logits(second.result(timeout=0).logits, prefill_logits(other)[-1:])
+
+
+def test_a_block_that_was_published_and_not_committed_is_not_written_again() -> None:
+    driven = DrivenEngine(max_batch_tokens=16)
+    driven.one("a", 0, TOKENS[:10])
+    (future,) = driven.submit(Step(sequence_id="a", position=10, token_ids=TOKENS[10:80]))
+    driven.engine.step()  # the first block is full and published now, and the step given up
+    assert future.cancel()
+    driven.one("a", 10, random_tokens(6, seed=5))
+    found = driven.one("b", 0, TOKENS[:40])
+    assert found.num_cached_tokens == 16
+    assert_logits(found.logits, prefill_logits(TOKENS[:40])[-1:])
+
+
+def test_the_longest_unused_is_forgotten_first_and_its_end_before_its_beginning() -> None:
+    driven = DrivenEngine(num_blocks=8)
+    texts = [random_tokens(48, seed=i) for i in range(3)]
+    for text in texts[:2]:
+        driven.one("x", 0, text)
+        driven.release("x")
+    driven.one("new", 0, texts[2][:33])  # two blocks were never used; the third is the last of the oldest
+    assert driven.one("y", 0, texts[1], logits="none").num_cached_tokens == 48
+    driven.release("new")
+    assert driven.one("z", 0, texts[0], logits="none").num_cached_tokens == 32
 
 
 def test_a_stopped_engine_answers_what_is_left() -> None:
