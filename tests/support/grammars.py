@@ -68,8 +68,13 @@ def grammars() -> st.SearchStrategy[Grammar]:
     )
 
 
-def vocabulary(merges: tuple[tuple[str, str], ...] = (), *, missing: str = "", padding: int = 3) -> Vocabulary:
-    """Return a vocabulary of bytes (but `missing`), merges and an end token, `padding` ids without a token."""
+def vocabulary(
+    merges: tuple[tuple[str, str], ...] = (), *, missing: str = "", padding: int = 3, special: tuple[str, ...] = ()
+) -> Vocabulary:
+    """Return a vocabulary of bytes (but `missing`), merges, special tokens and an end token.
+
+    `padding` ids have no token.
+    """
     alphabet = [piece for piece in sorted(ByteLevel.alphabet()) if piece not in missing]
     pieces = {piece: token_id for token_id, piece in enumerate(alphabet)}
     usable = []
@@ -80,7 +85,7 @@ def vocabulary(merges: tuple[tuple[str, str], ...] = (), *, missing: str = "", p
     tokenizer = Tokenizer(models.BPE(vocab=pieces, merges=usable))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|end|>"])
+    tokenizer.add_special_tokens([*special, "<|end|>"])
     eos = tokenizer.token_to_id("<|end|>")
     return Vocabulary(tokenizer.to_str().encode(), eos + 1 + padding, [eos])
 
