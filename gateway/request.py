@@ -100,15 +100,21 @@ class GenerationRequest:
         _check_sampling(self.sampling)
 
 
-def _check_constraint(constraint: Constraint) -> None:
+def _check_constraint(constraint: Constraint, field: str = "constraint") -> None:
+    field = f"{field}.{constraint.kind}"
     if constraint.kind == "choices":
         if not constraint.choices:
-            raise _invalid("constraint.choices", "must have at least one text")
+            raise _invalid(field, "must have at least one text")
         for index, choice in enumerate(constraint.choices):
             if not choice:
-                raise _invalid(f"constraint.choices.values[{index}]", "must not be empty")
+                raise _invalid(f"{field}.values[{index}]", "must not be empty")
+    elif constraint.kind in ("sequence", "any_of"):
+        if not constraint.parts:
+            raise _invalid(field, "must have at least one part")
+        for index, part in enumerate(constraint.parts):
+            _check_constraint(part, f"{field}.parts[{index}]")
     elif not constraint.text and constraint.kind != "regex":
-        raise _invalid(f"constraint.{constraint.kind}", "must not be empty")
+        raise _invalid(field, "must not be empty")
 
 
 def _check_stops(stops: Sequence[str]) -> None:

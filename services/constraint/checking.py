@@ -38,7 +38,7 @@ from services.constraint.sources import (
     common_grammar,
 )
 from services.constraint.special_token import SpecialToken
-from services.rpckit.status import InvalidRequest, ServiceError
+from services.rpckit.status import InvalidRequest, ServiceError, TokenRejected
 from services.vocabulary import Vocabulary, bitmask_words
 from services.vocabulary.files import TokenizerFileError, read_vocabulary
 
@@ -284,7 +284,6 @@ class Checker:
 
         An error of the constraint or of its masks is an outcome, not an exception.
         """
-        texts = [spell(self.vocabulary, test.text) for test in case.tests]
         with no_collection():
             try:
                 matcher, _, compile_us = self._compile(case.source, case.options, case.forcing or forcing)
@@ -292,6 +291,7 @@ class Checker:
                 return CaseOutcome.refused(case.case_id, "rejected", error)
             outcome = CaseOutcome(case.case_id, "ok", compile_us=compile_us)
             try:
+                texts = [self._cut(matcher, test.text) for test in case.tests]
                 for number in range(num_passes):
                     times: list[float] = []
                     found = [self._walk(matcher, token_ids, times) for token_ids in texts]
@@ -392,14 +392,21 @@ class Checker:
                 break
             token_ids.append(guidance.witness_token_id)
             guidance = matcher.guidance(matcher.accept(guidance.after_forced, token_ids[-1:]))
-        return self.vocabulary.decode(token_ids)
+        return b"".join(map(self.vocabulary.spelling, token_ids))
 
     def _failed_at_byte(self, matcher: AnyMatcher, text: str) -> int | None:
-        token_ids = spell(self.vocabulary, text)
+        token_ids = self._cut(matcher, text)
         if token_ids is None:
             raise InvalidRequest("no tokens of this vocabulary spell the text", field="text")
         failed_at = self._walk(matcher, token_ids, [])
-        return None if failed_at is None else len(self.vocabulary.decode(token_ids[:failed_at]))
+        return None if failed_at is None else len(b"".join(map(self.vocabulary.spelling, token_ids[:failed_at])))
+
+    def _cut(self, matcher: AnyMatcher, text: str) -> list[int] | None:
+        """Cut a text; None when no tokens spell it."""
+        usual = spell(self.vocabulary, text)
+        if usual is None or not isinstance(matcher, CompositeMatcher):
+            return usual
+        return cut_finely(matcher, self.vocabulary, text)
 
 
 def spell(vocabulary: Vocabulary, text: str) -> list[int] | None:
@@ -409,6 +416,28 @@ def spell(vocabulary: Vocabulary, text: str) -> list[int] | None:
         return token_ids if vocabulary.decode(token_ids) == text.encode() else None
     except UnicodeEncodeError:
         return None
+
+
+def cut_finely(matcher: CompositeMatcher, vocabulary: Vocabulary, text: str) -> list[int]:
+    """Cut a text into the smallest tokens that a matcher allows, so that its parts may begin and end anywhere.
+
+    The name of a special token is that token where one is allowed. From where on nothing is allowed, any will do.
+    """
+    rest, token_ids, state = text.encode(), list[int](), matcher.start
+    while rest:
+        special = [token_id for name, token_id in vocabulary.special_tokens.items() if rest.startswith(name.encode())]
+        ordinary = vocabulary.tokens_at(rest)
+        for token_id in (*special, *ordinary):
+            try:
+                state = matcher.accept(state, (token_id,))
+                break
+            except TokenRejected:
+                continue
+        else:
+            return [*token_ids, ordinary[-1]]
+        token_ids.append(token_id)
+        rest = rest[len(vocabulary.spelling(token_id)) :]
+    return token_ids
 
 
 def text_outcome(test: CaseTest, token_ids: Sequence[int] | None, failed_at: int | None) -> TextOutcome:

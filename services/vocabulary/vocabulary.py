@@ -95,19 +95,26 @@ class Vocabulary:
         """Return the bytes of the tokens; special tokens and unknown ids have none."""
         return b"".join(self.token_bytes[token_id] or b"" for token_id in token_ids)
 
+    def tokens_at(self, text: bytes) -> list[int]:
+        """Return the tokens that a text begins with, the shortest first, of those with the same bytes one."""
+        beginnings = (text[:length] for length in range(1, min(len(text), self._max_token_bytes) + 1))
+        return [self._id_of_bytes[beginning] for beginning in beginnings if beginning in self._id_of_bytes]
+
     def _longest_tokens(self, text: bytes) -> list[int] | None:
         """Cut greedily; None where that finds no token to go on with."""
-        longest = max(map(len, self._id_of_bytes), default=0)
         token_ids: list[int] = []
         at = 0
         while at < len(text):
-            ends = range(min(len(text), at + longest), at, -1)
-            end = next((end for end in ends if text[at:end] in self._id_of_bytes), None)
-            if end is None:
+            found = self.tokens_at(text[at : at + self._max_token_bytes])
+            if not found:
                 return None
-            token_ids.append(self._id_of_bytes[text[at:end]])
-            at = end
+            token_ids.append(found[-1])
+            at += len(self.token_bytes[found[-1]] or b"")
         return token_ids
+
+    @cached_property
+    def _max_token_bytes(self) -> int:
+        return max(map(len, self._id_of_bytes), default=0)
 
     @cached_property
     def _id_of_bytes(self) -> dict[bytes, int]:

@@ -155,6 +155,32 @@ async def test_a_constrained_text_is_validated_and_told_in_full(stub: Any) -> No
     assert {keyword.pointer for keyword in result.keywords} >= {"/properties/note/maxLength", "/additionalProperties"}
 
 
+async def test_reasoning_then_structure(stub: Any) -> None:
+    record = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "maxProperties": 3}
+    parts = [
+        types_pb2.Constraint(special_token="<|im_start|>"),
+        types_pb2.Constraint(until="</think>"),
+        schema(record),
+        types_pb2.Constraint(lark='start: "!"+ %json {"type": "array", "uniqueItems": true} <|im_start|>'),
+    ]
+    for seed in range(5):
+        reply = await generate(
+            stub,
+            constraint=types_pb2.Constraint(sequence=types_pb2.Parts(parts=parts)),
+            max_tokens=160,
+            sampling=pb.Sampling(temperature=1, seed=seed),
+        )
+        assert reply.result.is_validated
+        start, rest = reply.text[: len("<|im_start|>")], reply.text[len("<|im_start|>") :]
+        assert start == "<|im_start|>"
+        value, end = json.JSONDecoder().raw_decode(rest, rest.index("</think>") + len("</think>"))
+        jsonschema.validate(value, record)
+        array = rest[end:].lstrip("!").removesuffix("<|im_start|>")
+        jsonschema.validate(json.loads(array), {"type": "array", "uniqueItems": True})
+        assert list(reply.result.token_ids).count(1) == 2
+        assert "/sequence/3/json_schema/0/uniqueItems" in {keyword.pointer for keyword in reply.result.keywords}
+
+
 async def test_text_of_many_bytes_streams_in_whole_characters(stub: Any) -> None:
     texts = ["대한민국 🇰🇷", "👩‍👩‍👧‍👦 가족", "नमस्ते"]
     request = pb.GenerateStreamRequest(

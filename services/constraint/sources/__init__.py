@@ -31,15 +31,15 @@ def build(source: ConstraintSource, options: SourceOptions) -> BuiltSource:
     # Imported here because each brings its library: a process that only ever sees schemas need not load Lark.
     from services.constraint.sources.parts import Parts  # noqa: PLC0415
 
-    parts = Parts(lambda part, parts: _build(part, options, parts))
+    parts = Parts(lambda part, parts, pointer: _build(part, options, parts, pointer))
     if source.kind in ("json_schema", "lark", "regex", "choices"):
-        built = _build(source, options, parts)
+        built = _build(source, options, parts, "")
     else:
         built = BuiltSource(Grammar("start", {"start": parts.expression(source)}))
     return replace(built, keywords=(*built.keywords, *parts.keywords), holes=parts.holes)
 
 
-def _build(source: ConstraintSource, options: SourceOptions, parts: Parts) -> BuiltSource:
+def _build(source: ConstraintSource, options: SourceOptions, parts: Parts, pointer: str) -> BuiltSource:
     if source.kind == "choices":
         from services.constraint.sources.choices import build as build_choices  # noqa: PLC0415
 
@@ -56,7 +56,7 @@ def _build(source: ConstraintSource, options: SourceOptions, parts: Parts) -> Bu
         return build_regex_source(source.text)
     from services.constraint.sources.lark import build as build_lark  # noqa: PLC0415
 
-    return build_lark(source.text, options.lexer, parts)
+    return build_lark(source.text, options.lexer, parts, pointer)
 
 
 def read_schema(source: ConstraintSource, options: SourceOptions) -> Schema:

@@ -27,8 +27,8 @@ _MIN_JSON_BYTES: Final = 1
 class Parts:
     """The parts of one constraint: the expression of each, the holes and the keyword reports of all."""
 
-    def __init__(self, build: Callable[[ConstraintSource, Parts], BuiltSource]) -> None:
-        """`build` builds a part of one of the simple kinds."""
+    def __init__(self, build: Callable[[ConstraintSource, Parts, str], BuiltSource]) -> None:
+        """`build` builds a part of one of the simple kinds, which stands at a JSON Pointer."""
         self._build = build
         self._holes: dict[ConstraintSource, int] = {}
         self.keywords: list[KeywordReport] = []
@@ -57,7 +57,7 @@ class Parts:
             case "literal":
                 return Bytes(_text_of(source).encode())
         try:
-            built = self._build(source, self)
+            built = self._build(source, self, pointer)
         except ServiceError as error:
             if pointer and "part" not in error.metadata:
                 error.metadata["part"] = pointer

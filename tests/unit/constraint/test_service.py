@@ -158,6 +158,48 @@ async def test_a_compile_and_where_it_is_found_afterwards(served: Served, redis_
     assert found.start.state.epoch != first.start.state.epoch
 
 
+async def test_parts_are_grammars_of_their_own(served: Served, redis_server: RedisServer) -> None:
+    checked = types_pb2.Constraint(json_schema='{"type": "array", "items": {"type": "boolean"}, "uniqueItems": true}')
+    parts = [types_pb2.Constraint(until="=>"), checked, types_pb2.Constraint(literal="!")]
+    constraint = types_pb2.Constraint(sequence=types_pb2.Parts(parts=parts))
+    first = await served.compile(constraint)
+    assert first.cache_level == pb.CACHE_LEVEL_COMPILED
+    assert [(k.pointer, k.enforcement) for k in first.keywords] == [
+        ("/sequence/1/type", types_pb2.ENFORCEMENT_MASKED),
+        ("/sequence/1/items", types_pb2.ENFORCEMENT_MASKED),
+        ("/sequence/1/items/type", types_pb2.ENFORCEMENT_MASKED),
+        ("/sequence/1/uniqueItems", types_pb2.ENFORCEMENT_CHECKED),
+    ]
+    assert first.min_bytes == len("=>1!")
+    assert (await served.compile(checked)).cache_level == pb.CACHE_LEVEL_MEMORY
+    tokens = vocabulary().encode("hm=>[true,false]!")
+    (result,) = await served.advance(pb.AdvanceItem(grammar_id=first.grammar_id, token_ids=tokens))
+    assert result.guidance.is_accepting
+    (result,) = await served.advance(
+        pb.AdvanceItem(grammar_id=first.grammar_id, token_ids=vocabulary().encode("hm=>[true,true]"))
+    )
+    assert from_item_status(result.error).reason == "TOKEN_REJECTED"
+    async with Served(_settings(redis_url=redis_server.url), Worker()) as other:
+        found = await other.compile(constraint)
+        assert (found.grammar_id, found.cache_level) == (first.grammar_id, pb.CACHE_LEVEL_REDIS)
+        assert found.start.bitmask == first.start.bitmask
+        assert found.min_bytes == first.min_bytes
+
+
+async def test_a_part_that_is_refused_is_named(served: Served) -> None:
+    parts = [types_pb2.Constraint(regex="a"), types_pb2.Constraint(special_token="<|nobody|>")]
+    constraint = types_pb2.Constraint(any_of=types_pb2.Parts(parts=parts))
+    error = await _error_of(served.compile(constraint))
+    assert isinstance(error, UnsupportedConstruct)
+    assert error.metadata["token"] == "<|nobody|>"
+    parts[1] = types_pb2.Constraint(regex="(")
+    error = await _error_of(served.compile(types_pb2.Constraint(any_of=types_pb2.Parts(parts=parts))))
+    assert isinstance(error, GrammarSyntax)
+    assert error.metadata["part"] == "/any_of/1"
+    error = await _error_of(served.compile(types_pb2.Constraint(sequence=types_pb2.Parts())))
+    assert (error.reason, error.field) == ("INVALID_REQUEST", "sequence.parts")
+
+
 async def test_random_ways_through_the_masks_end_in_valid_texts(served: Served) -> None:
     rng = np.random.default_rng(7)
     for _ in range(5):

@@ -7,6 +7,7 @@ import pytest
 from espalier.v1 import gateway_pb2 as pb
 from espalier.v1 import types_pb2
 
+from gateway.decode.interfaces import Constraint
 from gateway.request import ChatPrompt, GenerationRequest, TextPrompt, TokenPrompt
 from gateway.servicer import read_generation
 from services.rpckit.status import InvalidRequest
@@ -128,13 +129,30 @@ def test_a_seed_is_kept_and_otherwise_drawn() -> None:
 def test_every_kind_of_input_and_constraint_arrives() -> None:
     assert read(prompt=None, token_ids=pb.TokenIds(ids=[5, 6])).prompt == TokenPrompt((5, 6))
     assert isinstance(read(prompt=None, chat=chat(("user", "안녕 😀"))).prompt, ChatPrompt)
-    for kind in ("json_schema", "lark", "regex", "grammar_name"):
+    for kind in ("json_schema", "lark", "regex", "grammar_name", "literal", "until", "special_token"):
         constraint = read(constraint=types_pb2.Constraint(**{kind: "x"})).constraint  # type: ignore[arg-type]
         assert constraint is not None
         assert (constraint.kind, constraint.text) == (kind, "x")
     choices = read(constraint=types_pb2.Constraint(choices=types_pb2.Choices(values=["예", "no"]))).constraint
     assert choices is not None
     assert choices.choices == ("예", "no")
+    alternatives = types_pb2.Constraint(any_of=types_pb2.Parts(parts=[types_pb2.Constraint(regex="a")]))
+    parts = [types_pb2.Constraint(until="."), alternatives]
+    sequence = read(constraint=types_pb2.Constraint(sequence=types_pb2.Parts(parts=parts))).constraint
+    assert sequence == Constraint(
+        "sequence",
+        parts=(Constraint("until", "."), Constraint("any_of", parts=(Constraint("regex", "a"),))),
+    )
+
+
+def test_an_empty_part_is_named() -> None:
+    parts = [types_pb2.Constraint(until="."), types_pb2.Constraint(literal="")]
+    sequence = types_pb2.Constraint(sequence=types_pb2.Parts(parts=parts))
+    with pytest.raises(InvalidRequest, match="must not be empty") as caught:
+        read(constraint=sequence)
+    assert caught.value.field == "generation.constraint.sequence.parts[1].literal"
+    with pytest.raises(InvalidRequest, match="must have at least one part"):
+        read(constraint=types_pb2.Constraint(any_of=types_pb2.Parts()))
 
 
 def test_tokens_beyond_the_vocabulary_are_named() -> None:

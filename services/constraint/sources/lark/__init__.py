@@ -10,10 +10,10 @@ from services.constraint.sources.parts import Parts
 from services.constraint.sources.source import BuiltSource, LarkLexer
 
 
-def build(text: str, lexer: LarkLexer, parts: Parts) -> BuiltSource:
+def build(text: str, lexer: LarkLexer, parts: Parts, pointer: str) -> BuiltSource:
     """Build the grammar of the texts that Lark parses by a grammar, with its parser that has this lexer.
 
-    What the grammar adds to Lark's language becomes one of the `parts`.
+    What the grammar adds to Lark's language becomes one of the `parts`, below the grammar's own `pointer`.
 
     Raises:
         GrammarSyntax: Lark refuses it; its message is passed on, with line and column where it has them.
@@ -24,7 +24,7 @@ def build(text: str, lexer: LarkLexer, parts: Parts) -> BuiltSource:
     loaded = load(text, lexer)
     source = dynamic if lexer == "dynamic_complete" else contextual
     embedded = {
-        name: Embedded.of(part, parts.expression(part, f"/{part.kind}/{number}"))
+        name: Embedded.of(part, parts.expression(part, f"{pointer}/{part.kind}/{number}"))
         for number, (name, part) in enumerate(loaded.parts.items())
     }
     return BuiltSource(lower(source.token_grammar(loaded.lark, START, embedded), embedded))

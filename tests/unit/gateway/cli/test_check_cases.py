@@ -95,6 +95,47 @@ def test_options_of_a_case(tokenizer: Path, tmp_path: Path) -> None:
     assert row["status"] == "ok"
 
 
+REASONING = [{"until": "</think>"}, {"json_schema": {"type": "array", "items": {"enum": [1, 2]}, "uniqueItems": True}}]
+
+
+def test_a_constraint_of_parts(tokenizer: Path, tmp_path: Path) -> None:
+    file, text = tmp_path / "constraint.json", tmp_path / "text.txt"
+    file.write_text(json.dumps({"any_of": [{"choices": ["no", "none"]}, {"sequence": REASONING}]}))
+    text.write_text("hm </think>[2,1]")
+    output = check("--tokenizer", tokenizer, "--constraint", file, "--text", text)
+    assert "/any_of/1/sequence/1/uniqueItems" in output
+    assert "satisfies the constraint" in output
+    text.write_text("hm </think>[2,2]")
+    with pytest.raises(CommandError, match="byte 15"):
+        check("--tokenizer", tokenizer, "--constraint", file, "--text", text)
+
+
+def test_a_case_of_parts(tokenizer: Path, tmp_path: Path) -> None:
+    tests = [{"valid": True, "text": "</think>[1]"}, {"valid": False, "text": "[1]"}]
+    case = {"id": 1, "constraint": {"sequence": REASONING}, "tests": tests}
+    (row,) = run_cases(tokenizer, tmp_path, [case], "--strict")
+    assert row["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[]", "an object with exactly one of json_schema, lark"),
+        ('{"sequence": {}}', "sequence is an array"),
+        ('{"sequence": [{"regexp": "a"}]}', "regexp"),
+        ('{"lark": 1}', "lark"),
+        ("{", "Expecting"),
+    ],
+)
+def test_a_file_that_has_no_constraint_says_why(tokenizer: Path, tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "constraint.json"
+    file.write_text(text)
+    with pytest.raises(CommandError, match=r"constraint\.json: ") as refused:
+        check("--tokenizer", tokenizer, "--constraint", file)
+    assert says in str(refused.value)
+    assert refused.value.exit_code == 2
+
+
 def test_a_named_grammar(tokenizer: Path) -> None:
     assert "no text is shorter than 1 bytes" in check("--tokenizer", tokenizer, "--grammar", "arithmetic")
     with pytest.raises(UnknownGrammar):
