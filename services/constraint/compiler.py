@@ -84,6 +84,7 @@ class GrammarCompiler:
             max_grammar_bytes=settings.max_grammar_bytes,
             max_mask_bytes=settings.max_mask_bytes,
             max_witness_tokens=settings.max_witness_tokens,
+            max_readings=settings.max_readings,
         )
         # As many as there are processes, so that waiting for one is not part of a compile's time.
         self._slots = asyncio.Semaphore(settings.num_compile_processes)
@@ -186,7 +187,7 @@ class GrammarCompiler:
             compiled, self._trie, forcing=forcing, limits=self._matcher_limits, has_holes=bool(stored.holes)
         )
         if stored.holes:
-            return CompositeMatcher(matcher, parts, min_bytes=stored.min_bytes or 0)
+            return CompositeMatcher(matcher, parts, min_bytes=stored.min_bytes or 0, limits=self._matcher_limits)
         if stored.inexact is None:
             return matcher
         put_in_force(self._limits)  # as in the process that compiled it

@@ -18,16 +18,18 @@ import numpy as np
 import numpy.typing as npt
 
 from services.constraint.checks import CheckedMatcher
-from services.constraint.core.engine import TERMINATED, Forcing, Guidance, Matcher
+from services.constraint.core.engine import TERMINATED, Forcing, Guidance, Matcher, MatcherLimits
 from services.constraint.core.holes import stand_in
+from services.constraint.core.tables import FIRST_CONFIGURATION
 from services.rpckit.status import LeaseExpired, OutOfFuel, TokenRejected
 from services.vocabulary.bitmask import Bitmask, bitmask_words
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-# About what a state takes, with the memos that name it.
-_STATE_BYTES: Final = 1000
+# About what a reading takes, and what a state does with the memos that name it.
+_READING_BYTES: Final = 100
+_STATE_BYTES: Final = 500
 _MAX_FORCED_TOKENS: Final = 1024
 
 
@@ -95,12 +97,22 @@ class CompositeMatcher:
     is_plain: Final = False
 
     def __init__(
-        self, outer: Matcher, parts: Sequence[PartMatcher], *, min_bytes: int, max_bytes: int = 64 << 20
+        self,
+        outer: Matcher,
+        parts: Sequence[PartMatcher],
+        *,
+        min_bytes: int,
+        limits: MatcherLimits | None = None,
+        max_bytes: int = 64 << 20,
     ) -> None:
         """Take the matcher of the grammar and those of its holes, by number.
 
         Where the states take more than `max_bytes`, all but the start are forgotten.
+
+        Raises:
+            OutOfFuel: the start alone is beyond the limits.
         """
+        self._limits = limits or MatcherLimits()
         self._outer = outer
         self._parts = parts
         self._max_bytes = max_bytes
@@ -110,7 +122,7 @@ class CompositeMatcher:
             self._end_tokens[token_id >> 5] |= np.uint32(1 << (token_id & 31)).astype(np.int32)
         self._row = np.zeros_like(self._end_tokens)
         self._lock = threading.Lock()
-        self._num_made = 1
+        self._num_made = FIRST_CONFIGURATION  # numbers below it mean something else to batches
         self._forget()
         self.start: Final = 0
         self.epoch: Final = secrets.randbits(64)
@@ -120,8 +132,7 @@ class CompositeMatcher:
     @property
     def num_bytes(self) -> int:
         """About how many bytes this matcher and those of its parts hold now."""
-        own = _STATE_BYTES * (len(self._states) + len(self._entries) + len(self._witnesses))
-        return self._outer.num_bytes + own + sum(part.num_bytes for part in self._parts)
+        return self._outer.num_bytes + self._num_state_bytes + sum(part.num_bytes for part in self._parts)
 
     def accept(self, state: int, token_ids: Sequence[int]) -> int:
         """Return the state behind `token_ids`.
@@ -265,6 +276,13 @@ class CompositeMatcher:
                 todo += self._entered(reading.outer)
             elif self._in_part(self._parts[reading.hole].is_accepting, reading.inner):
                 todo.append(_Reading(reading.outer))
+            if len(found) > self._limits.max_readings:
+                raise OutOfFuel(
+                    f"the text can be read in more than {self._limits.max_readings} ways (limit max_readings): where a "
+                    "checked schema may begin anywhere in free text, put a delimiter before it",
+                    limit="max_readings",
+                    value=self._limits.max_readings,
+                )
         return tuple(sorted(found))
 
     def _entered(self, outer: int) -> _Readings:
@@ -278,8 +296,9 @@ class CompositeMatcher:
     def _number(self, readings: _Readings) -> int:
         number = self._number_of.get(readings)
         if number is None:
-            if _STATE_BYTES * len(self._states) > self._max_bytes:
+            if self._num_state_bytes > self._max_bytes:
                 self._forget()
+            self._num_state_bytes += _STATE_BYTES + _READING_BYTES * len(readings)
             number = self._number_of[readings] = self._num_made
             self._num_made += 1
             self._states[number] = readings
@@ -290,6 +309,7 @@ class CompositeMatcher:
         self._entries: dict[int, _Readings] = {}  # state of the grammar -> the holes that begin there
         self._next: dict[tuple[int, int], int] = {}  # (state, token) -> state
         self._witnesses: dict[_Reading, _Witness] = {}
+        self._num_state_bytes = 0
         start = self._closed((_Reading(self._outer.start),))
         self._states: dict[int, _Readings] = {0: start}
         self._number_of: dict[_Readings, int] = {start: 0}
@@ -308,12 +328,12 @@ class CompositeMatcher:
                 break
             way, following = self._through_hole(at) if at.is_inside else self._on_in_grammar(at)
             chain.append((at, way))
-            if len(chain) > self._outer.max_witness_tokens:
+            limit = self._limits.max_witness_tokens
+            if len(chain) > limit:
                 raise OutOfFuel(
-                    f"the shortest text takes more than {self._outer.max_witness_tokens} tokens "
-                    "(limit max_witness_tokens)",
+                    f"the shortest text takes more than {limit} tokens (limit max_witness_tokens)",
                     limit="max_witness_tokens",
-                    value=self._outer.max_witness_tokens,
+                    value=limit,
                 )
             at = following
         witness = self._witnesses[at]
@@ -325,7 +345,7 @@ class CompositeMatcher:
     def _through_hole(self, at: _Reading) -> tuple[_Witness, _Reading]:
         guidance = self._in_part(self._parts[at.hole].guidance, at.inner)
         if guidance.num_allowed == 0 and not guidance.is_accepting:  # a check refuses whatever could follow
-            way = _Witness(self._outer.max_witness_tokens, None, guidance.is_settled)
+            way = _Witness(self._limits.max_witness_tokens, None, guidance.is_settled)
         else:
             forced = guidance.forced_token_ids
             # Where a check refuses the end, the grammar's witness may have no token, and the text one at least.

@@ -86,6 +86,12 @@ class ConstraintSettings(ServiceSettings):
         32_768, ge=1, description="Tokens of the shortest text that is still to come; they are found one by one, once."
     )
 
+    max_readings: int = Field(
+        1_000,
+        ge=1,
+        description="Ways to read a text by a constraint with special tokens or checked schemas as parts.",
+    )
+
     max_validate_s: float = Field(10.0, gt=0, le=600, description="A validation that takes longer is ended.")
     num_validate_processes: int = Field(
         min(2, os.cpu_count() or 1), ge=1, le=64, description="Validations that run at the same time."

@@ -20,6 +20,7 @@ from services.constraint.checks.progress import JsonChecks, Progress
 from services.constraint.checks.refusals import Refusals
 from services.constraint.checks.token_classes import TokenClasses
 from services.constraint.core.engine import TERMINATED, Forcing, Guidance, Matcher
+from services.constraint.core.tables import FIRST_CONFIGURATION
 from services.constraint.sources.json_schema.obligations import Obligations
 from services.rpckit.status import LeaseExpired, OutOfFuel, TokenRejected
 from services.vocabulary import allowed_token_ids
@@ -69,7 +70,7 @@ class CheckedMatcher:
         self._states: dict[int, tuple[int, Progress]] = {0: (matcher.start, self._checks.start)}
         self._next: dict[tuple[int, int], int] = {}  # (state, token) -> state
         self._number_of: dict[tuple[object, ...], int] = {}
-        self._num_made = 1
+        self._num_made = FIRST_CONFIGURATION  # numbers below it mean something else to batches
         self._refusals = Refusals(obligations, self._checks, classes, matcher.trie)
         self.start: Final = 0
         self.epoch: Final = matcher.epoch

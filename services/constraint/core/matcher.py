@@ -42,6 +42,7 @@ class MatcherLimits:
     max_grammar_bytes: int = 256 << 20  # interned configurations of one grammar
     max_mask_bytes: int = 64 << 20  # remembered masks of one grammar; beyond it all are forgotten
     max_witness_tokens: int = 32_768  # of the shortest completion, found token by token
+    max_readings: int = 1_000  # of one text by a grammar with holes
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ class Matcher:
         )  # tells the states of this matcher from those of an earlier one of the same grammar
         self.min_bytes = compiled.min_bytes
         self._vocabulary = trie.vocabulary
-        self.max_witness_tokens: Final = limits.max_witness_tokens
+        self._max_witness_tokens = limits.max_witness_tokens
         self.trie: Final = trie
         self.forcing: Final = forcing
         self.lock: Final = threading.Lock()  # whoever calls a kernel on `configurations` holds it
@@ -307,11 +308,11 @@ class Matcher:
                 found = self.trie.longest_prefix(np.frombuffer(self._shortest_text(at), np.uint8))
                 assert found is not None  # each usable byte has a token of its own
                 token_id = found[0]
-            if len(chain) >= self.max_witness_tokens:
+            if len(chain) >= self._max_witness_tokens:
                 raise OutOfFuel(
-                    f"the shortest text takes more than {self.max_witness_tokens} tokens (limit max_witness_tokens)",
+                    f"the shortest text takes more than {self._max_witness_tokens} tokens (limit max_witness_tokens)",
                     limit="max_witness_tokens",
-                    value=self.max_witness_tokens,
+                    value=self._max_witness_tokens,
                 )
             chain.append((at, token_id))
             at = self._advance(at, token_id)
