@@ -35,7 +35,7 @@ class KvCache:
     """Blocks, their reference counts and their memory. Used by one thread."""
 
     def __init__(self, config: ModelConfig, num_blocks: int, dtype: torch.dtype) -> None:
-        shape = (config.num_hidden_layers, num_blocks, BLOCK_TOKENS, 2, config.num_key_value_heads, config.head_dim)
+        shape = (config.num_hidden_layers, 2, config.num_key_value_heads, num_blocks, BLOCK_TOKENS, config.head_dim)
         # Zeros, not whatever memory held: a padded row's NaN would survive its attention weight of 0. NumPy's zeros,
         # not torch's: their pages are taken from the system only when they are written.
         zeros = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
@@ -100,7 +100,7 @@ class KvCache:
 
     def copy_block(self, source: int, target: int) -> None:
         """Copy the keys and values of one block, all layers."""
-        self.memory[:, target] = self.memory[:, source]
+        self.memory[:, :, :, target] = self.memory[:, :, :, source]
 
 
 def block_keys(parent: bytes, token_ids: Sequence[int]) -> list[bytes]:

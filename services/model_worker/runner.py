@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from services.model_worker.kv_cache import KvCache
-from services.model_worker.model.attention import SequenceSlice, plan_attention, plan_order
+from services.model_worker.model.attention import Attention, SequenceSlice, plan_attention, plan_order
 from services.model_worker.model.transformer import Transformer
 from services.model_worker.sequence import Logits
 
@@ -30,12 +30,19 @@ class ModelRunner:
     def __init__(self, model: Transformer, cache: KvCache) -> None:
         self._model = model
         self._cache = cache
+        self._windows = {module.window for module in model.modules() if isinstance(module, Attention)}
 
     def forward(self, inputs: Sequence[RunnerInput]) -> list[Logits]:
         """Run the new tokens of all sequences in one pass; returns rows `(num_logit_rows, vocab_size)` for each."""
         order = plan_order([_slice(item) for item in inputs])
         ordered = [inputs[i] for i in order]
-        plan = plan_attention([_slice(item) for item in ordered], self._model.config, self._model.dtype)
+        plan = plan_attention(
+            [_slice(item) for item in ordered],
+            self._model.config,
+            self._model.dtype,
+            key_tile=self._model.kernels.key_tile,
+            windows=self._windows,
+        )
         token_ids = [token_id for item in ordered for token_id in item.token_ids]
         logit_rows: list[int] = []
         end = 0

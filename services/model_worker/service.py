@@ -11,7 +11,7 @@ from services.model_worker.engine import Engine
 from services.model_worker.kv_cache import KvCache, blocks_within
 from services.model_worker.loading import LoadedModel, load_model
 from services.model_worker.model.attention import BLOCK_TOKENS
-from services.model_worker.model.linear import fastest_product
+from services.model_worker.model.kernels import FAST, NotDeterministicError, deterministic_kernels
 from services.model_worker.model.weights import CheckpointError
 from services.model_worker.settings import WorkerSettings
 from services.rpckit.status import InvalidRequest, NotReady
@@ -69,7 +69,10 @@ class WorkerService:
             loaded = load_model(settings.model, getattr(torch, settings.dtype))
         except CheckpointError as error:
             raise InvalidRequest(str(error), field="model") from None
-        loaded.model.prepare(fastest_product)
+        try:
+            loaded.model.prepare(deterministic_kernels(loaded.model.config) if settings.deterministic else FAST)
+        except NotDeterministicError as error:
+            raise InvalidRequest(str(error), field="deterministic") from None
         config, dtype = loaded.model.config, loaded.model.dtype
         num_blocks = min(blocks_within(config, settings.kv_cache_bytes, dtype), _MAX_BLOCKS)
         if num_blocks == 0:

@@ -23,6 +23,10 @@ class WorkerSettings(ServiceSettings):
         "or `toy` or `toy:<seed>` for a small random model."
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Type of weights and cache in memory.")
+    deterministic: bool = Field(
+        False,
+        description="Whether the same tokens have the same logits bit for bit, alone or in any batch; somewhat slower.",
+    )
     num_threads: int = Field(os.cpu_count() or 1, ge=1, le=1024, description="Threads of a forward pass.")
     max_batch_tokens: int = Field(
         128,

@@ -17,7 +17,7 @@ import torch
 
 from services.model_worker.kv_cache import KvCache
 from services.model_worker.loading import load_model
-from services.model_worker.model.linear import fastest_product
+from services.model_worker.model.kernels import FAST
 from services.model_worker.runner import ModelRunner, RunnerInput
 
 
@@ -39,7 +39,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     started = time.perf_counter()
     loaded = load_model(options.model, getattr(torch, options.dtype))
-    loaded.model.prepare(fastest_product)
+    loaded.model.prepare(FAST)
     print(f"load: {time.perf_counter() - started:.2f} s")
     cache = KvCache(loaded.model.config, 256, loaded.model.dtype)
     runner = ModelRunner(loaded.model, cache)

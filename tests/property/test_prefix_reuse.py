@@ -1,8 +1,12 @@
-"""Prompts with common beginnings in a small cache: whatever is found there is what would have been computed."""
+"""Prompts with common beginnings in a small cache: whatever is found there is what would have been computed.
+
+In deterministic mode, bit for bit.
+"""
 
 from functools import lru_cache
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +16,15 @@ from services.model_worker.model.attention import BLOCK_TOKENS
 from services.model_worker.runner import ModelRunner, RunnerInput
 from services.model_worker.sequence import Logits, Step
 from services.rpckit.status import OutOfCapacity
-from tests.support.toy_model import TOLERANCE, DrivenEngine, prefill_logits, random_tokens, shared_toy
+from tests.support.toy_model import (
+    TOLERANCE,
+    DrivenEngine,
+    deterministic_toy,
+    prefill_logits,
+    random_tokens,
+    serving_toy,
+    shared_toy,
+)
 
 NUM_BLOCKS = 10
 COMMON = random_tokens(200)
@@ -34,8 +46,14 @@ operations = st.lists(
 
 
 @lru_cache(maxsize=5000)
-def expected_row(token_ids: tuple[int, ...]) -> Logits:
-    return prefill_logits(token_ids)[-1:]
+def prefill_row(token_ids: tuple[int, ...], is_deterministic: bool) -> Logits:
+    return prefill_logits(token_ids, deterministic_toy() if is_deterministic else shared_toy())[-1:]
+
+
+def assert_row(actual: Logits, token_ids: tuple[int, ...], is_deterministic: bool) -> None:
+    """Compare with one prefill: bit for bit in deterministic mode."""
+    expected = prefill_row(token_ids, is_deterministic)
+    np.testing.assert_allclose(actual, expected, atol=0 if is_deterministic else TOLERANCE, rtol=0)
 
 
 def expected_memory(token_ids: tuple[int, ...]) -> torch.Tensor:
@@ -47,12 +65,17 @@ def expected_memory(token_ids: tuple[int, ...]) -> torch.Tensor:
     return cache.memory
 
 
+@pytest.mark.parametrize("is_deterministic", [False, True])
 @settings(max_examples=40, deadline=None)
 @given(operations=operations, texts_at_once=st.lists(st.sampled_from(TEXTS), max_size=3))
 def test_what_is_found_is_what_would_be_computed(
-    operations: list[tuple[str, str, str, tuple[int, ...], int, int]], texts_at_once: list[tuple[int, ...]]
+    operations: list[tuple[str, str, str, tuple[int, ...], int, int]],
+    texts_at_once: list[tuple[int, ...]],
+    is_deterministic: bool,
 ) -> None:
-    driven = DrivenEngine(max_batch_tokens=24, num_blocks=NUM_BLOCKS)
+    driven = DrivenEngine(
+        deterministic_toy() if is_deterministic else serving_toy(), max_batch_tokens=24, num_blocks=NUM_BLOCKS
+    )
     tokens: dict[str, tuple[int, ...]] = {}
     seen: set[tuple[int, ...]] = set()
     for kind, name, other, text, length, seed in operations:
@@ -96,18 +119,19 @@ def test_what_is_found_is_what_would_be_computed(
         assert not isinstance(outcome, BaseException), outcome
         tokens[name] = begun + new
         assert outcome.num_cached_tokens % BLOCK_TOKENS == 0
-        np.testing.assert_allclose(outcome.logits, expected_row(tokens[name]), atol=TOLERANCE)
+        assert_row(outcome.logits, tokens[name], is_deterministic)
     steps = [Step(sequence_id=f"at once {i}", position=0, token_ids=text[:50]) for i, text in enumerate(texts_at_once)]
     seen |= {text[:50] for text in texts_at_once}
     for step, outcome in zip(steps, driven.run(*steps), strict=True):
         if not isinstance(outcome, OutOfCapacity):
             assert not isinstance(outcome, BaseException), outcome
-            np.testing.assert_allclose(outcome.logits, expected_row(step.token_ids), atol=TOLERANCE)
+            assert_row(outcome.logits, step.token_ids, is_deterministic)
     for token_ids in seen:
         memory = None
         for number, key in enumerate(block_keys(ROOT_KEY, token_ids)):
             if (block_id := driven.cache.find(key)) is not None:
                 memory = expected_memory(token_ids) if memory is None else memory
-                torch.testing.assert_close(driven.cache.memory[:, block_id], memory[:, number], atol=1e-4, rtol=0)
+                found, expected = driven.cache.memory[:, :, :, block_id], memory[:, :, :, number]
+                torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
     driven.release(*NAMES, *(step.sequence_id for step in steps))
     assert driven.num_used_blocks == 0

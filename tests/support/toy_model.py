@@ -13,7 +13,7 @@ import torch
 from services.model_worker.batching import StepOutcome
 from services.model_worker.engine import Engine
 from services.model_worker.kv_cache import KvCache, num_blocks_for
-from services.model_worker.model.linear import fastest_product
+from services.model_worker.model.kernels import FAST, deterministic_kernels
 from services.model_worker.model.transformer import Transformer
 from services.model_worker.runner import ModelRunner, RunnerInput
 from services.model_worker.sequence import Logits, Step
@@ -33,7 +33,15 @@ def shared_toy() -> Transformer:
 def serving_toy() -> Transformer:
     """Return the same model as the worker runs it; its oracle is `shared_toy`."""
     model = toy_model(0)
-    model.prepare(fastest_product)
+    model.prepare(FAST)
+    return model
+
+
+@cache
+def deterministic_toy() -> Transformer:
+    """Return the same model in deterministic mode."""
+    model = toy_model(0)
+    model.prepare(deterministic_kernels(model.config))
     return model
 
 
@@ -50,9 +58,9 @@ class Clock:
 class DrivenEngine:
     """An engine without its thread: `run` takes rounds until all steps are answered."""
 
-    def __init__(self, *, num_blocks: int = 256, **options: Any) -> None:
-        model = serving_toy()
-        self.cache = KvCache(model.config, num_blocks, torch.float32)
+    def __init__(self, model: Transformer | None = None, *, num_blocks: int = 256, **options: Any) -> None:
+        model = model or serving_toy()
+        self.cache = KvCache(model.config, num_blocks, model.dtype)
         self.clock = Clock()
         settings: dict[str, Any] = {
             "context_length": model.config.context_length,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from services.model_worker.model.config import ModelConfig
 from services.model_worker.model.linear import Linear, MakeProduct, PlainProduct, Product, unloaded
+from services.model_worker.model.rows import silu
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Expert:
     def __call__(self, x: Tensor) -> Tensor:
         """`(N, H)` to `(N, H)`."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate).mul_(up))
+        return self.down(silu(gate).mul_(up))
 
 
 def make_experts(gate_up: Tensor, down: Tensor, make: MakeProduct = PlainProduct) -> list[Expert]:
@@ -89,7 +90,7 @@ class DenseFeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`(N, H)` to `(N, H)`."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        out: Tensor = self.down(F.silu(gate).mul_(up))
+        out: Tensor = self.down(silu(gate).mul_(up))
         return out
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from services.model_worker.model.rows import rows_at_once
+
 
 def rotary_table(num_positions: int, head_dim: int, theta: float) -> Tensor:
     """Return `(num_positions, head_dim / 2)` complex64: what each pair is multiplied by at each position.
@@ -23,11 +25,13 @@ def rotary_table(num_positions: int, head_dim: int, theta: float) -> Tensor:
 
 def rotate_(heads: Tensor, rotary: Tensor) -> None:
     """Rotate in place. `heads`: `(N, num_heads, head_dim)`, `rotary`: `(N, 1, head_dim / 2)` complex64."""
-    pairs = heads.view(*heads.shape[:-1], -1, 2)
-    if heads.dtype is torch.float32:
-        torch.view_as_complex(pairs).mul_(rotary)
-    else:
-        pairs.copy_(torch.view_as_real(torch.view_as_complex(pairs.float()).mul_(rotary)))
+    all_pairs = heads.view(*heads.shape[:-1], -1, 2)
+    num_rows = rows_at_once(heads.shape[1] * heads.shape[2] // 2)
+    for pairs, factors in zip(torch.split(all_pairs, num_rows), torch.split(rotary, num_rows), strict=True):
+        if heads.dtype is torch.float32:
+            torch.view_as_complex(pairs).mul_(factors)
+        else:
+            pairs.copy_(torch.view_as_real(torch.view_as_complex(pairs.float()).mul_(factors)))
 
 
 def interleave_rows(weight: Tensor, num_heads: int) -> Tensor:

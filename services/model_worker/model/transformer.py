@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from services.model_worker.model.attention import Attention, AttentionPlan
 from services.model_worker.model.config import ModelConfig
-from services.model_worker.model.linear import Embedding, Linear, MakeProduct, unloaded
+from services.model_worker.model.kernels import DEFINITION, Kernels
+from services.model_worker.model.linear import Embedding, Linear, unloaded
 from services.model_worker.model.moe import MoeFeedForward, feed_forward
 from services.model_worker.model.rope import rotary_table
 
@@ -51,6 +52,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.kernels = DEFINITION
         self.embedding = Embedding(config.vocab_size, config.hidden_size)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RmsNorm(config)
@@ -67,11 +69,18 @@ class Transformer(nn.Module):
         dtype: torch.dtype = self.norm.weight.dtype
         return dtype
 
-    def prepare(self, make: MakeProduct) -> None:
-        """Make every matrix a `Product`, one after another: for serving, the weights cannot be read any more."""
+    def prepare(self, kernels: Kernels) -> None:
+        """Compute with these kernels from now on: for serving, as the weights cannot be read any more.
+
+        Raises:
+            NotDeterministicError: the kernels cannot do what they promise.
+        """
+        self.kernels = kernels
         for module in self.modules():
             if isinstance(module, Linear | MoeFeedForward):
-                module.prepare(make)
+                module.prepare(kernels.make_product)
+            elif isinstance(module, Attention):
+                module.attend = kernels.attend
         if self.config.tie_word_embeddings:
             self.head.weight = self.embedding.weight
 
@@ -79,7 +88,7 @@ class Transformer(nn.Module):
     def forward(self, token_ids: Tensor, plan: AttentionPlan, cache: Tensor, logit_rows: Tensor) -> Tensor:
         """Run all N tokens through the model once.
 
-        `token_ids`: `(N,)`; `cache`: `(num_layers, num_blocks, BLOCK_TOKENS, 2, Hkv, D)`, written at the plan's slots;
+        `token_ids`: `(N,)`; `cache`: `(num_layers, 2, Hkv, num_blocks, BLOCK_TOKENS, D)`, written at the plan's slots;
         `logit_rows`: `(R,)`, the rows whose logits are wanted. Returns logits `(R, vocab_size)` float32.
         """
         x = self.embedding(token_ids)
