@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from services.constraint.core import distances
 from services.constraint.core.tables import TOO_FAR, UNREACHABLE, Int32s, Tables, Uint8s
@@ -171,30 +172,32 @@ def _check(g: Tables, start_rule: int) -> None:
         and len(g.count_minimum) == len(g.count_maximum) == num_states
         and len(g.edge_low) == len(g.edge_high) == len(g.edge_target)
         and len(g.call_rule) == len(g.call_return)
-        and _are_rows(g.edge_start, num_states, len(g.edge_low))
-        and _are_rows(g.epsilon_start, num_states, len(g.epsilon_target))
-        and _are_rows(g.call_start, num_states, len(g.call_rule))
-        and all(_lie_in(array, 0, num_states) for array in (g.edge_target, g.epsilon_target, g.call_return))
-        and _lie_in(g.rule_start, 0, num_states)
+        and are_rows(g.edge_start, num_states, len(g.edge_low))
+        and are_rows(g.epsilon_start, num_states, len(g.epsilon_target))
+        and are_rows(g.call_start, num_states, len(g.call_rule))
+        and all(lie_in(array, 0, num_states) for array in (g.edge_target, g.epsilon_target, g.call_return))
+        and lie_in(g.rule_start, 0, num_states)
         and len(g.base) == num_states
-        and _lie_in(g.base, 0, num_states)
-        and _lie_in(g.call_rule, 0, num_rules)
+        and lie_in(g.base, 0, num_states)
+        and lie_in(g.call_rule, 0, num_rules)
         and bool((g.edge_low <= g.edge_high).all())
         and _ascend_in_rows(g.edge_low, g.edge_start)
-        and _lie_in(g.count_minimum, -1, UNREACHABLE)
-        and _lie_in(g.count_maximum, -1, UNREACHABLE)
+        and lie_in(g.count_minimum, -1, UNREACHABLE)
+        and lie_in(g.count_maximum, -1, UNREACHABLE)
     )
     if not is_sound:
         raise CorruptGrammarError("the tables contradict each other")
 
 
-def _are_rows(starts: Int32s, num_states: int, total: int) -> bool:
+def are_rows(starts: Int32s, num_states: int, total: int) -> bool:
+    """Tell whether rows begin at `starts`, with the end of the last behind them, of `total` elements."""
     return bool(
         len(starts) == num_states + 1 and starts[0] == 0 and starts[-1] == total and (np.diff(starts) >= 0).all()
     )
 
 
-def _lie_in(array: Int32s, low: int, bound: int) -> bool:
+def lie_in(array: npt.NDArray[Any], low: int, bound: int) -> bool:
+    """Tell whether `low` <= x < `bound` for all elements."""
     return bool(len(array) == 0 or (array.min() >= low and array.max() < bound))
 
 

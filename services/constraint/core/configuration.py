@@ -76,7 +76,7 @@ class Configurations:
         Raises:
             OutOfFuel: as `call`.
         """
-        self._tables = compiled.tables
+        self.tables: Final = compiled.tables
         self._trie = trie
         self._max_bytes = max_bytes
         self._max_mask_bytes = max_mask_bytes
@@ -93,7 +93,7 @@ class Configurations:
             self.spans.provide_all()
         self._arena = _new_arena(int(compiled.tables.byte_class.max()) + 1, max_fuel)
         self._put(self._arena)
-        self._num_words = bitmask_words(trie.vocabulary.vocab_size)
+        self.num_words = bitmask_words(trie.vocabulary.vocab_size)
         self._blocks: list[npt.NDArray[np.int32]] = []
         self._rows: dict[int, memoryview] = {}
         # configuration -> its mask (words,) if that is known. May be called without the lock.
@@ -113,7 +113,7 @@ class Configurations:
     @property
     def num_bytes(self) -> int:
         """Bytes of the tables, the stores and the masks."""
-        arrays = (*self._tables, *self._arena, *self._scratch, *self.spans.arrays)
+        arrays = (*self.tables, *self._arena, *self._scratch, *self.spans.arrays)
         return sum(array.nbytes for array in arrays) + self._num_mask_bytes
 
     @property
@@ -142,8 +142,37 @@ class Configurations:
         while number < 0:
             self.resolve(number)
             number = masks.mask(self._pointers.address, configuration)
-        row = self._rows[configuration] = memoryview(self._blocks[number // _ROWS_PER_BLOCK][number % _ROWS_PER_BLOCK])
+        row = self._rows[configuration] = self.mask_in_row(number)
         return row
+
+    @property
+    def arena(self) -> Arena:
+        """The store, until the next call of a kernel: for `hot_states.py`, which reads it and adds transitions."""
+        return self._arena
+
+    @property
+    def num_masks(self) -> int:
+        """How many masks are known."""
+        return int(self._sizes[NUM_MASKS])
+
+    def mask_in_row(self, number: int) -> memoryview:
+        """Return a known mask (words,) by the number that the store has for it."""
+        return memoryview(self._blocks[number // _ROWS_PER_BLOCK][number % _ROWS_PER_BLOCK])
+
+    def keep_mask(self, configurations: npt.NDArray[np.int32], mask: npt.NDArray[np.int32]) -> bool:
+        """Remember a mask (words,) for those of `configurations` that have none; return whether there was room."""
+        configurations = configurations[self._arena.mask_row[configurations] == 0]
+        if len(configurations) == 0:
+            return True
+        number = self.num_masks
+        if number >= self._sizes[NUM_ROWS]:
+            if self._num_mask_bytes >= self._max_mask_bytes:
+                return False
+            self._make_room_for_masks()
+        self.mask_in_row(number)[:] = mask.data
+        self._sizes[NUM_MASKS] = number + 1
+        self._arena.mask_row[configurations] = number + 1
+        return True
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a kernel as `function(memory, *arguments)` until it needs no more room.
@@ -186,7 +215,7 @@ class Configurations:
         else:
             assert code == GROW_SCRATCH, code
             self._scratch = _new_scratch(
-                self._tables,
+                self.tables,
                 2 * len(self._scratch.position_state),
                 self._trie.max_token_bytes,
                 clock=int(self._scratch.clock[0]),
@@ -209,7 +238,7 @@ class Configurations:
         if num_rows == len(self._arena.row_address):
             self._arena = self._arena._replace(row_address=_doubled(self._arena.row_address))
             self._put(self._arena)
-        block = np.empty((_ROWS_PER_BLOCK, self._num_words), np.int32)
+        block = np.empty((_ROWS_PER_BLOCK, self.num_words), np.int32)
         self._blocks.append(block)
         first = block.__array_interface__["data"][0]
         self._arena.row_address[num_rows : num_rows + _ROWS_PER_BLOCK] = first + block.strides[0] * _ROW_NUMBERS

@@ -12,6 +12,7 @@ from services.constraint.core.batch import REJECTED, Batch
 from services.constraint.core.compiled_grammar import FORMAT_VERSION, CompiledGrammar, CorruptGrammarError
 from services.constraint.core.grammar import Automaton, ByteRange, Bytes, Grammar, Repeat, Sequence
 from services.constraint.core.heap import keep_freed_memory
+from services.constraint.core.hot_states import HotStates, adopt, hot_states, num_known
 from services.constraint.core.interning import rehashed
 from services.constraint.core.lowering import lower
 from services.constraint.core.matcher import Forcing, Guidance, Matcher, MatcherLimits
@@ -67,6 +68,7 @@ def warm_up(trie: TokenTrie, common: Grammar | None = None) -> None:
             if guidance.is_accepting:
                 break
             state = matcher.accept(guidance.after_forced, allowed[:1].tolist())
+        adopt(Matcher(compiled, trie), hot_states(matcher))
         matcher = Matcher(compiled, trie, forcing="off")
         states, rows = np.array([matcher.start]), np.zeros((1, bitmask_words(trie.vocabulary.vocab_size)), np.int32)
         Batch([matcher]).advance(states, np.zeros(1, np.int64), rows)
@@ -85,9 +87,13 @@ __all__ = [
     "Forcing",
     "Grammar",
     "Guidance",
+    "HotStates",
     "Matcher",
     "MatcherLimits",
     "TokenTrie",
+    "adopt",
     "compile_grammar",
+    "hot_states",
+    "num_known",
     "warm_up",
 ]

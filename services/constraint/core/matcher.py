@@ -106,8 +106,8 @@ class Matcher:
             is_common=is_common,
         )
         self._window = np.zeros(max(_FORCED_WINDOW_BYTES, trie.max_token_bytes), np.uint8)
-        self._forced: dict[int, int | None] = {}
-        self._witnesses: dict[int, tuple[int, int | None]] = {}
+        self.known_forced: Final[dict[int, int | None]] = {}  # state -> forced token
+        self.known_witnesses: Final[dict[int, tuple[int, int | None]]] = {}  # state -> number of tokens, first
         self._no_mask = np.zeros(bitmask_words(trie.vocabulary.vocab_size), np.int32)
         self._no_mask.flags.writeable = False
         self.start = self.configurations.start
@@ -121,7 +121,7 @@ class Matcher:
     def num_bytes(self) -> int:
         """About how many bytes this matcher holds now."""
         # 200: a Python dictionary entry with its tuple and integers, about.
-        return self.configurations.num_bytes + 200 * (len(self._forced) + len(self._witnesses))
+        return self.configurations.num_bytes + 200 * (len(self.known_forced) + len(self.known_witnesses))
 
     def accept(self, state: int, token_ids: Sequence[int]) -> int:
         """Return the state behind `token_ids`.
@@ -271,9 +271,9 @@ class Matcher:
     def _forced_token(self, state: int) -> int | None:
         if self.forcing == "off":
             return None
-        if state not in self._forced:
-            self._forced[state] = self._find_forced_token(state)
-        return self._forced[state]
+        if state not in self.known_forced:
+            self.known_forced[state] = self._find_forced_token(state)
+        return self.known_forced[state]
 
     def _find_forced_token(self, state: int) -> int | None:
         window = self._window[:_FORCED_WINDOW_BYTES]
@@ -299,9 +299,9 @@ class Matcher:
         """Return the number of tokens of one short completion of `state`, and its first token."""
         chain: list[tuple[int, int]] = []
         at = state
-        while at not in self._witnesses:
+        while at not in self.known_witnesses:
             if self.configurations.is_accepting(at):
-                self._witnesses[at] = 0, None
+                self.known_witnesses[at] = 0, None
                 break
             token_id = self._forced_token(at)
             if token_id is None:
@@ -316,11 +316,11 @@ class Matcher:
                 )
             chain.append((at, token_id))
             at = self._advance(at, token_id)
-        num_tokens = self._witnesses[at][0]
+        num_tokens = self.known_witnesses[at][0]
         for at, token_id in reversed(chain):
             num_tokens += 1
-            self._witnesses[at] = num_tokens, token_id
-        return self._witnesses[state]
+            self.known_witnesses[at] = num_tokens, token_id
+        return self.known_witnesses[state]
 
 
 def _whole_characters(text: bytes) -> bytes:
