@@ -45,6 +45,15 @@ def deterministic_toy() -> Transformer:
     return model
 
 
+@cache
+def windowed_toy() -> Transformer:
+    """Return the model in deterministic mode, its second layer with a sliding window."""
+    model = toy_model(0)
+    model.blocks[1].attention.window = 20
+    model.prepare(deterministic_kernels(model.config))
+    return model
+
+
 class Clock:
     """A clock that stands until it is moved."""
 

@@ -30,6 +30,10 @@ KEY_TILE = 128
 _LONGEST_PADDING = 2
 """Sequences share a call while the longest has at most this many times the blocks of the shortest."""
 
+_MAX_GATHERED_BYTES = 4 << 20
+"""Sequences share a call while their keys and values of one layer, which are gathered for it, stay near the processor:
+32 sequences of 1,000 tokens in one call took twice as long."""
+
 
 @dataclass(frozen=True)
 class SequenceSlice:
@@ -93,8 +97,9 @@ def plan_attention(
             positions.append(position)
             slots.append(item.block_ids[position // BLOCK_TOKENS] * BLOCK_TOKENS + position % BLOCK_TOKENS)
     members: list[list[SequenceSlice]] = []
+    block_bytes = BLOCK_TOKENS * 2 * config.num_key_value_heads * config.head_dim * dtype.itemsize
     for item in slices:
-        if members and _attend_together(members[-1][0], item):
+        if members and _attend_together([*members[-1], item], _MAX_GATHERED_BYTES // block_bytes):
             members[-1].append(item)
         else:
             members.append([item])
@@ -108,11 +113,12 @@ def plan_attention(
     return AttentionPlan(torch.tensor(positions), torch.tensor(slots), groups)
 
 
-def _attend_together(shortest: SequenceSlice, other: SequenceSlice) -> bool:
-    """Only decode rows share a call: for a prefill the padding would cost more than the call."""
-    if shortest.num_new_tokens != 1 or other.num_new_tokens != 1:
+def _attend_together(members: Sequence[SequenceSlice], max_blocks: int) -> bool:
+    """Only decode rows share a call: for a prefill the padding would cost more than the call. The last is longest."""
+    if members[0].num_new_tokens != 1 or members[-1].num_new_tokens != 1:
         return False
-    return other.position // BLOCK_TOKENS + 1 <= _LONGEST_PADDING * (shortest.position // BLOCK_TOKENS + 1)
+    shortest, longest = (item.position // BLOCK_TOKENS + 1 for item in (members[0], members[-1]))
+    return longest <= _LONGEST_PADDING * shortest and longest * len(members) <= max_blocks
 
 
 def _group(
@@ -202,13 +208,14 @@ def attend_by_tiles(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor 
 class Attention(nn.Module):
     """Projects, rotates, writes keys and values to the cache, attends, projects back."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, window: int | None = None) -> None:
         super().__init__()
+        self.window = window
+        """Tokens that a query looks at, its own among them; None: all."""
         self.num_heads = config.num_attention_heads
         self.num_kv_heads = config.num_key_value_heads
         self.head_dim = config.head_dim
         num_all_heads = self.num_heads + 2 * self.num_kv_heads
-        self.window: int | None = None
         self.attend: Attend = attend_fused
         self.qkv = Linear(config.hidden_size, num_all_heads * self.head_dim)
         self.output = Linear(self.num_heads * self.head_dim, config.hidden_size)
@@ -232,7 +239,9 @@ class Attention(nn.Module):
     def _attend(self, queries: Tensor, layer_cache: Tensor, group: AttentionGroup) -> Tensor:
         """Attend in one group. `queries`: `(B * T, Hq, D)`. Returns `(B * T, Hq * D)`."""
         num_sequences = group.num_sequences
-        found = layer_cache[:, :, group.blocks].view(2, self.num_kv_heads, num_sequences, -1, self.head_dim)
+        blocks = group.blocks
+        found = layer_cache[:, :, blocks] if isinstance(blocks, slice) else layer_cache.index_select(2, blocks)
+        found = found.view(2, self.num_kv_heads, num_sequences, -1, self.head_dim)
         keys, values = found[:, :, :, : group.num_keys]  # (Hkv, B, S, D) each
         # The G query heads that share a key head stand one after another as if they were queries: (Hkv, B, G * T, D).
         by_sequence = queries.view(

@@ -90,6 +90,23 @@ def test_llama_has_the_logits_of_transformers(is_tied: bool) -> None:
     assert_same_logits(from_transformers(oracle, tie_word_embeddings=is_tied), oracle)
 
 
+@pytest.mark.parametrize("window", [1, 7, 33, 100])
+def test_sliding_windows_are_those_of_transformers(window: int) -> None:
+    torch.manual_seed(3)
+    config = transformers.MistralConfig(
+        **SHAPE,
+        rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
+        initializer_range=0.2,
+        sliding_window=window,
+        attn_implementation="eager",
+    )
+    oracle = transformers.MistralForCausalLM(config)
+    decoder = from_transformers(oracle)
+    for block in decoder.blocks:
+        block.attention.window = window
+    assert_same_logits(decoder, oracle)
+
+
 def test_mixtral_has_the_logits_of_transformers() -> None:
     torch.manual_seed(2)
     config = transformers.MixtralConfig(
