@@ -72,8 +72,9 @@ def test_takes_what_lark_takes(name: str, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("lexer", LEXERS)
 @settings(max_examples=60, deadline=None)
-@given(text_of_grammar=lark_grammars())
-def test_random_grammars_take_exactly_the_texts_that_lark_parses(lexer: LarkLexer, text_of_grammar: str) -> None:
+@given(data=st.data())
+def test_random_grammars_take_exactly_the_texts_that_lark_parses(lexer: LarkLexer, data: st.DataObject) -> None:
+    text_of_grammar = data.draw(lark_grammars(look_ahead=lexer == "contextual"))
     try:
         grammar = build(ConstraintSource("lark", text_of_grammar), SourceOptions(lexer=lexer)).grammar
     except GrammarSyntax:  # of LALR: two rules that could end where the same terminal follows
@@ -92,10 +93,11 @@ MAX_TOKENS = 40
 
 @pytest.mark.parametrize("lexer", LEXERS)
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-@given(text_of_grammar=lark_grammars(), seed=st.integers(0, 1 << 30))
+@given(data=st.data(), seed=st.integers(0, 1 << 30))
 def test_walks_through_the_masks_end_in_texts_that_lark_parses(
-    lexer: LarkLexer, text_of_grammar: str, seed: int
+    lexer: LarkLexer, data: st.DataObject, seed: int
 ) -> None:
+    text_of_grammar = data.draw(lark_grammars(look_ahead=lexer == "contextual"))
     source, options = ConstraintSource("lark", text_of_grammar), SourceOptions(lexer=lexer)
     try:
         matcher = Matcher(compile_grammar(build(source, options).grammar), TRIE)

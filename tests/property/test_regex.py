@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from typing import Any
 
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -175,6 +176,46 @@ def test_look_around_inside_a_terminal(pattern: str, before: str, behind: str) -
         # What stands around a terminal's text makes no difference: to match it there is to match one like it.
         inside = oracle.match(before + text + behind, len(before))
         assert inside is None or dfa.matches(inside[0]), text
+
+
+@settings(max_examples=300, deadline=None)
+@given(pattern=LOOK_PATTERNS)
+def test_look_ahead_beyond_a_terminal(pattern: str) -> None:
+    try:
+        oracle = re.compile(pattern)
+        tree = parse(pattern, "python")
+        refuse_outside(tree, pattern, may_look_ahead=True)
+    except (re.error, UnsupportedConstruct):
+        assume(False)
+    match = lookaround.prefix_match(tree)
+    for text in SHORT_TEXTS:
+        found = oracle.match(text)
+        ends = []
+        at: int | None = 0
+        for end in range(len(text) + 1):
+            if at in match.dfa.accepting and fits(match, match.behind.get(at), text[end:]):
+                ends.append(end)
+            if at is None or end == len(text):
+                break
+            at = target(match.dfa.edges[at], text[end])
+        assert ends == ([] if found is None else [found.end()]), text
+        if found is None or found.end() > 0:  # that it matches nothing at its start is not told
+            assert fits(match, match.at_start, text) == (found is None), text
+
+
+def target(edges: Any, char: str) -> int | None:
+    return next((to for ranges, to in edges if any(low <= ord(char) <= high for low, high in ranges)), None)
+
+
+def fits(match: lookaround.PrefixMatch, at: int | None, rest: str) -> bool:
+    """Tell whether the rest of a text is what a match asks of it."""
+    for char in rest:
+        if at is None:
+            return True
+        at = target(match.pending[at].edges, char)
+        if at == lookaround.BROKEN:
+            return False
+    return at is None or match.pending[at].may_end
 
 
 @settings(max_examples=200, deadline=None)

@@ -14,9 +14,19 @@ _PATTERNS = (
 )
 
 
-def lark_grammars() -> st.SearchStrategy[str]:
-    """Grammars in Lark's language over the characters of ALPHABET, ambiguous and left-recursive ones among them."""
-    terminals = st.tuples(*(st.tuples(st.sampled_from(_PATTERNS), st.sampled_from(("", "", ".1"))) for _ in TERMINALS))
+_LOOKING_AHEAD = (
+    *("/a(?!b)/", "/a(?=b)/", r"/[ab]+(?!\.)/", r"/[ab]+(?=\.)\.?/", "/a(?!a)a?/", r"/b(?:a(?!\.))*/", "/a*b(?!a|b)/"),
+    *(r"/a(?=[ab]*\.)/", "/(?!ab)[ab]/", r"/a\b/", r"/(?:a|ab)(?!b)\.?/"),
+)
+
+
+def lark_grammars(*, look_ahead: bool = False) -> st.SearchStrategy[str]:
+    """Grammars in Lark's language over the characters of ALPHABET, ambiguous and left-recursive ones among them.
+
+    With `look_ahead`, what is behind a terminal's text counts too.
+    """
+    patterns = (*_PATTERNS, *_LOOKING_AHEAD) if look_ahead else _PATTERNS
+    terminals = st.tuples(*(st.tuples(st.sampled_from(patterns), st.sampled_from(("", "", ".1"))) for _ in TERMINALS))
     symbols = st.sampled_from((*TERMINALS, *TERMINALS, *RULES[1:]))
     productions = st.lists(st.tuples(symbols, st.sampled_from(("", "", "", "?", "*", "+"))), max_size=3)
     rules = st.tuples(*(st.lists(productions, min_size=1, max_size=3) for _ in RULES))

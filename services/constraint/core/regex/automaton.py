@@ -225,6 +225,17 @@ def explore(
     return explore_states(start, step, is_accepting)[0]
 
 
+def too_many_states() -> GrammarTooLarge:
+    """Return the error of an automaton that grows beyond MAX_DFA_STATES."""
+    return GrammarTooLarge(
+        "the automaton of a pattern, or of patterns and lengths together, needs more "
+        f"than {MAX_DFA_STATES} states "
+        "(limit max_dfa_states); ask for less of the same text",
+        limit="max_dfa_states",
+        value=MAX_DFA_STATES,
+    )
+
+
 def explore_states(
     start: _State, step: Callable[[_State], list[tuple[Ranges, _State]]], is_accepting: Callable[[_State], bool]
 ) -> tuple[Dfa, list[_State]]:
@@ -238,13 +249,7 @@ def explore_states(
             number = numbers.get(target)
             if number is None:
                 if len(order) >= MAX_DFA_STATES:
-                    raise GrammarTooLarge(
-                        "the automaton of a pattern, or of patterns and lengths together, needs more "
-                        f"than {MAX_DFA_STATES} states "
-                        "(limit max_dfa_states); ask for less of the same text",
-                        limit="max_dfa_states",
-                        value=MAX_DFA_STATES,
-                    )
+                    raise too_many_states()
                 number = numbers[target] = len(order)
                 order.append(target)
             by_target[number] = charset.normalise((*by_target[number], *ranges)) if number in by_target else ranges

@@ -17,11 +17,11 @@ A state of the result is a pair: the pattern's states with their conditions, and
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
-from services.constraint.core.regex import anchors, charset
+from services.constraint.core.regex import anchors, automaton, charset
 from services.constraint.core.regex.ast import Node, concatenation
-from services.constraint.core.regex.automaton import Dfa, explore, partition
+from services.constraint.core.regex.automaton import Dfa, explore, explore_states, partition
 from services.constraint.core.regex.charset import Ranges
 from services.constraint.core.regex.formulas import FALSE, TRUE, Formulas
 from services.constraint.core.regex.minimise import minimise
@@ -33,6 +33,8 @@ MAX_REMEMBERED_THREADS = 500_000
 # Automaton states, each with the condition under which it is reached.
 Threads: TypeAlias = tuple[tuple[int, int], ...]
 _State: TypeAlias = tuple[Threads, Threads]
+# A state, and a condition that must turn out to be true.
+_Waiting: TypeAlias = tuple[Threads, Threads, int]
 
 
 def full_match(node: Node) -> Dfa:
@@ -52,6 +54,56 @@ def search(node: Node) -> Dfa:
 def early_match(node: Node) -> Dfa:
     """Return the automaton of the texts of which a backtracking matcher that may stop early takes all."""
     return minimise(_Determiniser(Nfa(node, is_ordered=True), stops_early=True).run())
+
+
+BROKEN: Final = -1
+"""The target of an edge that must not be taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """What a match asks of the text behind it, a state of it.
+
+    `edges` lead on, to BROKEN where the text must not go; with other characters nothing more is asked. The text may
+    end here only where `may_end` says so.
+    """
+
+    edges: tuple[tuple[Ranges, int], ...]
+    may_end: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixMatch:
+    """What a backtracking matcher takes from the start of a text, with look-ahead beyond what it takes.
+
+    It may stop at the end of each text that `dfa` accepts, and does where the rest of the text fits the state of
+    `pending` that `behind` has for the accepting state; where it has none, any rest will do. That the matcher takes
+    nothing at all is the state `at_start` (None: it never takes anything).
+    """
+
+    dfa: Dfa
+    pending: tuple[Pending, ...]
+    at_start: int | None
+    behind: dict[int, int]
+
+
+def prefix_match(node: Node) -> PrefixMatch:
+    """Return what a backtracking matcher takes.
+
+    Raises:
+        GrammarTooLarge: as `full_match`.
+    """
+    return _Determiniser(Nfa(node, is_ordered=True), stops_early=True).run_prefix()
+
+
+def plain_prefix_match(dfa: Dfa) -> PrefixMatch:
+    """Return the same for a tree that looks at nothing but what it takes; `dfa` is of `early_match`."""
+    pending = tuple(
+        Pending(tuple((ranges, BROKEN if to in dfa.accepting else to) for ranges, to in edges), may_end=True)
+        for edges in dfa.edges
+    )
+    behind = {state: state for state in dfa.accepting if dfa.edges[state]}
+    return PrefixMatch(dfa, pending, 0 if dfa.accepting else None, behind)
 
 
 @dataclass(slots=True)
@@ -103,6 +155,66 @@ class _Determiniser:
         """Return the automaton, not minimised."""
         place, behinds = self._enter((), 0)
         return explore((self._settle([(self._nfa.start, TRUE)], place), behinds), self._step, self._is_accepting)
+
+    def run_prefix(self) -> PrefixMatch:
+        """Return what the matcher takes; it `stops_early`."""
+        place, behinds = self._enter((), 0)
+        first = (self._settle([(self._nfa.start, TRUE)], place), behinds)
+        dfa, states = explore_states(first, self._step, lambda state: self._accepts_if(state[0]) != FALSE)
+        ends = {number: (*states[number], self._accepts_if(states[number][0])) for number in dfa.accepting}
+        order = list(dict.fromkeys(((*first, TRUE), *ends.values())))
+        numbers = {state: number for number, state in enumerate(order)}
+        edges = []
+        for waiting in order:  # grows
+            out = []
+            for read, target in self._step_pending(waiting):
+                if target is not None and target not in numbers:
+                    if len(order) >= automaton.MAX_DFA_STATES:
+                        raise automaton.too_many_states()
+                    numbers[target] = len(order)
+                    order.append(target)
+                out.append((self._characters(read), BROKEN if target is None else numbers[target]))
+            edges.append(out)
+        may_end = [self._formulas.is_true_of_nothing(waiting[2]) for waiting in order]
+        # What can never be broken is not asked.
+        sources: dict[int, list[int]] = {}
+        for number, out in enumerate(edges):
+            for _, to in out:
+                sources.setdefault(to, []).append(number)
+        asks: set[int] = set()
+        todo = [*sources.get(BROKEN, ()), *(number for number, is_end in enumerate(may_end) if not is_end)]
+        while todo:
+            number = todo.pop()
+            if number not in asks:
+                asks.add(number)
+                todo += sources.get(number, ())
+        pending = tuple(
+            Pending(tuple((ranges, to) for ranges, to in out if to == BROKEN or to in asks), is_end)
+            for out, is_end in zip(edges, may_end, strict=True)
+        )
+        behind = {state: numbers[end] for state, end in ends.items() if numbers[end] in asks}
+        return PrefixMatch(dfa, pending, 0 if 0 in asks else None, behind)
+
+    def _step_pending(self, waiting: _Waiting) -> list[tuple[int, _Waiting | None]]:
+        """Return where characters lead, None where they break what is asked; others, to nothing more, are left out."""
+        threads, behinds, asked = waiting
+        reads: dict[_Waiting | None, int] = {}
+        for read in self._told_apart(((*threads, (self._nfa.accept, asked)), behinds)):
+            place, behinds_there = self._enter(behinds, read)
+            there = self._settle(self._carry(threads, place), place)
+            held = self._formulas.both(self._carried(asked, place), self._formulas.negate(self._accepts_if(there)))
+            target = None if held == FALSE else (there, behinds_there, held)
+            if target is None or there or held != TRUE:
+                reads[target] = reads.get(target, 0) | read
+        return [(read, target) for target, read in reads.items()]
+
+    def _accepts_if(self, threads: Threads) -> int:
+        """Return the condition under which the matcher accepts at a place."""
+        condition = FALSE
+        for at, held in threads:
+            if at == self._nfa.accept:
+                condition = self._formulas.either(condition, held)
+        return condition
 
     def _is_accepting(self, state: _State) -> bool:
         is_true = self._formulas.is_true_of_nothing

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from services.constraint.core.regex.ast import Anchor, Characters, Choice, Concatenation, Look, Node, Repetition
@@ -28,39 +28,57 @@ def lengths(node: Node) -> tuple[int, int | None]:
     return 0, 0
 
 
-def refuse_outside(node: Node, pattern: str) -> None:
+def refuse_outside(node: Node, pattern: str, *, may_look_ahead: bool = False) -> bool:
     """Raise UnsupportedConstruct if what a tree matches may depend on the text around the match.
 
     Lengths alone decide: a look-behind of two characters is inside where every match has two characters before it.
+    With `may_look_ahead`, look-ahead may see the text behind the match, an anchor may not; returns whether one does.
     """
-    _refuse(node, 0, 0, pattern)
+    looks_ahead = False
+    for look, sees_before in _outsiders(node, 0, 0):
+        if sees_before or not may_look_ahead or _has_anchor(look):
+            raise UnsupportedConstruct(
+                f"pattern {pattern[:60]!r}: {look.name} at character {look.position} may see beyond what the "
+                "pattern itself takes; let the pattern take all that it looks at, or leave this to the grammar",
+                name=look.name,
+                position=look.position,
+                pattern=pattern[:200],
+            )
+        looks_ahead = True
+    return looks_ahead
 
 
-def _refuse(node: Node, before: int, behind: int, pattern: str) -> None:
-    """Check a tree beside which every match has at least so many characters."""
+def _outsiders(node: Node, before: int, behind: int) -> Iterator[tuple[Anchor | Look, bool]]:
+    """Yield what may see outside of a tree beside which every match has so many characters, and whether before it."""
     match node:
         case Anchor() | Look():
             seen = _seen(node)
-            if seen.before is None or seen.before > before or seen.behind is None or seen.behind > behind:
-                raise UnsupportedConstruct(
-                    f"pattern {pattern[:60]!r}: {node.name} at character {node.position} may see beyond what the "
-                    "pattern itself takes; let the pattern take all that it looks at, or leave this to the grammar",
-                    name=node.name,
-                    position=node.position,
-                    pattern=pattern[:200],
-                )
+            sees_before = seen.before is None or seen.before > before
+            if sees_before or seen.behind is None or seen.behind > behind:
+                yield node, sees_before
         case Concatenation(parts):
             fewest = [lengths(part)[0] for part in parts]
             passed, total = 0, sum(fewest)
             for part, low in zip(parts, fewest, strict=True):
-                _refuse(part, before + passed, behind + total - passed - low, pattern)
+                yield from _outsiders(part, before + passed, behind + total - passed - low)
                 passed += low
         case Choice(options):
             for option in options:
-                _refuse(option, before, behind, pattern)
+                yield from _outsiders(option, before, behind)
         case Repetition(body):
             # The first time has no other time before it, the last has none behind.
-            _refuse(body, before, behind, pattern)
+            yield from _outsiders(body, before, behind)
+
+
+def _has_anchor(node: Node) -> bool:
+    match node:
+        case Anchor():
+            return True
+        case Concatenation(parts) | Choice(parts):
+            return any(map(_has_anchor, parts))
+        case Repetition(body) | Look(body):
+            return _has_anchor(body)
+    return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,11 @@ def token_grammar(loaded: lark.Lark, start: str, embedded: Mapping[str, Embedded
             [*(terminal.firsts for terminal in terminals), *(part.firsts for part in embedded.values())]
         ),
     )
+    used = {symbol.name for rule in loaded.rules for symbol in rule.expansion if symbol.is_term}
+    for terminal in terminals:
+        if terminal.name in used:
+            # What is behind a text counts for the longest match alone: the shorter ones are tried without it.
+            terminal.refuse_look_ahead()
     for rule in loaded.rules:
         for symbol in rule.expansion:
             if symbol.is_term and symbol.name not in scanner.routes and symbol.name not in embedded:

@@ -21,7 +21,7 @@ from services.constraint.core.regex import encoding
 from services.constraint.core.regex.automaton import Dfa, explore_states, partition
 from services.constraint.core.regex.charset import Ranges
 from services.constraint.sources.lark.embedded import Embedded
-from services.constraint.sources.lark.lexing import NOTHING, Route, Watch, lex, relevant
+from services.constraint.sources.lark.lexing import NOTHING, Route, Watch, lex, may_end, relevant
 from services.constraint.sources.lark.token_grammar import END, Production, Rule, Token, TokenGrammar
 from services.rpckit.status import GrammarTooLarge, UnsupportedConstruct
 
@@ -55,7 +55,8 @@ def lower(grammar: TokenGrammar, embedded: Mapping[str, Embedded]) -> Grammar:
     for last in exits.of(grammar.start, first):
         if END not in last.not_before:
             body = rules.reference(grammar.start, first, last)
-            options += [Sequence((body, gap)) for _, gap in tokens.gaps(last.scanner, last.watch)]
+            gaps = tokens.gaps(last.scanner, last.watch)
+            options += [Sequence((body, gap)) for behind, gap in gaps if may_end(behind)]
     return Grammar(_START, {**rules.run(), **tokens.rules, _START: Alternation(tuple(options))})
 
 
@@ -91,7 +92,12 @@ class _Tokens:
     def _ways(self, token: Token, scanner: int, watch: Watch) -> Iterator[tuple[Watch, Reference]]:
         """Yield the texts of a token, without what is skipped before it, each with what is watched behind them."""
         if token.terminal in self._embedded:
-            if relevant(watch, self._embedded[token.terminal].firsts):
+            firsts = self._embedded[token.terminal].firsts
+            if not firsts:  # a special token, which is the end of the text to a lexer
+                if may_end(watch):
+                    yield NOTHING, Reference(token.terminal)
+                return
+            if relevant(watch, firsts):
                 names = ", ".join(sorted({terminal.name for terminal, _ in watch}))
                 raise UnsupportedConstruct(
                     f"a schema stands where Lark's lexer could still go on with {names}: put a text between them with "

@@ -11,6 +11,7 @@ from lark.lexer import TerminalDef
 from services.constraint.core.regex import anchors, automaton, charset, lookaround
 from services.constraint.core.regex.automaton import Dfa
 from services.constraint.core.regex.charset import Ranges
+from services.constraint.core.regex.lookaround import PrefixMatch
 from services.constraint.core.regex.minimise import minimise
 from services.constraint.core.regex.parse import parse
 from services.constraint.core.regex.widths import refuse_outside
@@ -24,12 +25,19 @@ class Terminal:
     name: str
     definition: TerminalDef = field(repr=False)
 
-    @cached_property
+    @property
     def dfa(self) -> Dfa:
-        """The texts on which `re`, matching the terminal's pattern from their start, stops at their very end.
+        """The texts on which `re`, matching the terminal's pattern from their start, may stop at their very end.
 
         So a match of the pattern at a place of any text is the longest beginning of the rest that this automaton
-        accepts: whatever `re` would have tried only after a match is cut off. It has the fewest states.
+        accepts, and whose look-ahead the rest behind it fits: whatever `re` would have tried only after a match is cut
+        off. Raises as `match` does.
+        """
+        return self.match.dfa
+
+    @cached_property
+    def match(self) -> PrefixMatch:
+        """What `re` takes, and what it asks of the text behind.
 
         Raises:
             UnsupportedConstruct, GrammarSyntax, GrammarTooLarge: as the regex front end does; metadata name the
@@ -37,14 +45,23 @@ class Terminal:
         """
         literal = self.literal
         if literal is not None:
-            return _literal(literal)
+            return lookaround.plain_prefix_match(_literal(literal))
+        return self._of_pattern(may_look_ahead=True)
+
+    def refuse_look_ahead(self) -> None:
+        """Raise UnsupportedConstruct where the text behind a match counts."""
+        if self.literal is None:
+            self._of_pattern(may_look_ahead=False)
+
+    def _of_pattern(self, *, may_look_ahead: bool) -> PrefixMatch:
         pattern = self.definition.pattern.to_regexp()
         try:
             tree = parse(pattern, "python")
-            refuse_outside(tree, pattern)
+            if refuse_outside(tree, pattern, may_look_ahead=may_look_ahead):
+                return lookaround.prefix_match(tree)
             if anchors.is_plain(tree):
-                return minimise(automaton.to_early_dfa(tree))
-            return lookaround.early_match(tree)
+                return lookaround.plain_prefix_match(minimise(automaton.to_early_dfa(tree)))
+            return lookaround.plain_prefix_match(lookaround.early_match(tree))
         except (UnsupportedConstruct, GrammarSyntax, GrammarTooLarge) as error:
             error.metadata["terminal"] = self.name
             error.message = f"terminal {self.name}: {error.message}"
@@ -60,11 +77,7 @@ class Terminal:
     @cached_property
     def firsts(self) -> Ranges:
         """The characters that its texts begin with."""
-        return self.continuations(0)
-
-    def continuations(self, state: int) -> Ranges:
-        """Return the characters that lead on from a state."""
-        return union(ranges for ranges, _ in self.dfa.edges[state])
+        return union(ranges for ranges, _ in self.dfa.edges[0])
 
 
 def union(sets: Iterable[Ranges]) -> Ranges:

@@ -10,7 +10,7 @@ from services.constraint.core.grammar import Grammar
 from services.constraint.sources import ConstraintSource, SourceOptions, build
 from services.constraint.sources.source import LarkLexer
 from services.constraint.validation.validators import validate
-from services.rpckit.status import GrammarSyntax, UnsatisfiableGrammar
+from services.rpckit.status import GrammarSyntax, UnsatisfiableGrammar, UnsupportedConstruct
 from tests.support.derivation import matches
 
 # grammar, alphabet, characters of the longest text
@@ -43,13 +43,23 @@ CASES = {
     "nullable rules between tokens": ('start: o "a" o "b" o\no: "c"?\n%ignore " "', "abc ", 5),
     "hidden left recursion": ('start: e\ne: o e "+" "x" | "x"\no:', "x+", 7),
 }
+# As above, where the text behind a terminal's match counts: `contextual` alone has one meaning for that.
+LOOKING_AHEAD = {
+    "a string that is not the beginning of a long one": ("start: STRING+\n%import python.STRING", "\"'r", 7),
+    "a zero and no other digit": ('start: (DEC_NUMBER | "1" | "_")+\n%import python.DEC_NUMBER', "01_", 6),
+    "a mark before anything but a letter": ("start: (OP | RULE)+\n%import lark.OP\n%import lark.RULE", "?a*_", 5),
+    "a word that another one must follow": ('start: (A | B | C)*\nA: /a(?=b*c)/\nB: "b"\nC: "c"', "abc", 6),
+    "what a word looks ahead to may be ignored": ('start: A B\nA: /a(?= )/\nB: "b"\n%ignore " "', "ab ", 5),
+}
 LEXERS: dict[LarkLexer, str] = {"dynamic_complete": "earley", "contextual": "lalr"}
 
 
-@pytest.mark.parametrize("lexer", LEXERS)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("name", "lexer"),
+    [*((name, lexer) for name in CASES for lexer in LEXERS), *((name, "contextual") for name in LOOKING_AHEAD)],
+)
 def test_takes_what_lark_takes(name: str, lexer: LarkLexer) -> None:
-    text_of_grammar, alphabet, longest = CASES[name]
+    text_of_grammar, alphabet, longest = (CASES | LOOKING_AHEAD)[name]
     try:
         parser = lark.Lark(text_of_grammar, parser=LEXERS[lexer], lexer=lexer)
     except lark.exceptions.GrammarError as error:
@@ -87,3 +97,9 @@ def is_accepted(parser: lark.Lark, text: str) -> bool:
     except lark.exceptions.UnexpectedInput:
         return False
     return True
+
+
+@pytest.mark.parametrize("name", LOOKING_AHEAD)
+def test_look_ahead_behind_a_match_is_refused_where_lark_has_two_meanings_for_it(name: str) -> None:
+    with pytest.raises(UnsupportedConstruct, match="terminal [A-Z_]+: .* may see beyond"):
+        build_grammar(LOOKING_AHEAD[name][0], "dynamic_complete")
