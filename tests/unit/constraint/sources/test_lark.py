@@ -101,5 +101,5 @@ def is_accepted(parser: lark.Lark, text: str) -> bool:
 
 @pytest.mark.parametrize("name", LOOKING_AHEAD)
 def test_look_ahead_behind_a_match_is_refused_where_lark_has_two_meanings_for_it(name: str) -> None:
-    with pytest.raises(UnsupportedConstruct, match="terminal [A-Z_]+: .* may see beyond"):
+    with pytest.raises(UnsupportedConstruct, match=r"terminal [A-Z_]+: .* may see beyond"):
         build_grammar(LOOKING_AHEAD[name][0], "dynamic_complete")
