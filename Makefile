@@ -14,8 +14,9 @@ help:  ## List the targets
 demo: install-run  ## Fetch the model, start everything, extract validated records from real documents, stop
 	@$(BIN)/espalier demo
 
+# Tests that share a server stay together in one process.
 test: install model  ## Run all tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-quick: install  ## Run the tests that need neither the model nor more than ten seconds
 	@$(BIN)/python -m pytest -m "not slow and not real_model"

@@ -140,6 +140,12 @@ def test_generate_under_the_other_constraints(at: list[str], tmp_path: Path) -> 
     assert espalier(*common, "--choice", "네", "--choice", "아니요").stdout.strip() in ("네", "아니요")
     assert espalier(*common, "--regex", "[ab]{3}").stdout.strip("ab") == "\n"
     assert espalier(*common, "--grammar", str(lark)).stdout.startswith("é한")
+    parts = tmp_path / "parts.json"
+    schema = {"type": "array", "items": {"enum": [1, 2]}, "uniqueItems": True, "maxItems": 2}
+    parts.write_text(json.dumps({"sequence": [{"until": "e"}, {"json_schema": schema}]}))
+    made = espalier(*common, "--constraint", str(parts))
+    assert made.returncode == 0, made.stderr
+    assert json.loads(made.stdout[made.stdout.index("e") + 1 :]) in ([], [1], [2], [1, 2], [2, 1])
     named = espalier(*common, "--grammar", "json")
     assert named.returncode == 0, named.stderr
     json.loads(named.stdout)
