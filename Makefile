@@ -6,7 +6,7 @@ BIN := .venv/bin
 RELEASED := protos/released.binpb
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-integration test-conformance test-e2e test-bounds install install-run proto released format lint typecheck buf check ci bench bench-mask bench-grammar bench-dead-ends bench-growth run model clean
+.PHONY: help demo test test-quick test-integration test-conformance test-e2e test-bounds install install-run proto released format lint typecheck buf check ci bench bench-mask bench-grammar bench-dead-ends bench-growth bench-worker soak-worker run model clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +83,12 @@ bench-dead-ends: install model  ## Measure dead ends and rollbacks over MaskBenc
 
 bench-growth: install model  ## Measure how compile and masks grow with keys, nesting, enum and maxLength; flags in ARGS (see tests/bench/growth.py)
 	@$(BIN)/python -m tests.bench.growth $(ARGS)
+
+bench-worker: install model  ## Measure the worker: tokens a second, prefix hits, long prompts beside others, deterministic mode; flags in ARGS (see tests/bench/worker.py)
+	@$(BIN)/python -m tests.bench.worker models $(ARGS)
+
+soak-worker: install  ## Run 64 sequences at once for a while and check that nothing leaks; ARGS="--minutes 10"
+	@$(BIN)/python -m tests.bench.soak_worker $(ARGS)
 
 run: install-run model  ## Start everything until Ctrl-C
 	@$(BIN)/espalier up

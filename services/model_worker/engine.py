@@ -27,6 +27,8 @@ from services.rpckit.status import LeaseExpired, NotReady, OutOfCapacity, Servic
 _log = structlog.get_logger()
 
 ENGINE_FAILED_EXIT_CODE = 70
+_LINGER_SHARE = 0.05
+"""Longest wait for the next steps of those just answered, as a share of what the latest forward pass took."""
 _IDLE_S = 1.0
 """Longest sleep without work: how late an ended lease is noticed."""
 
@@ -67,6 +69,9 @@ class Engine:
         self._waiting: list[PendingStep] = []
         self._running: list[PendingStep] = []
         self._num_rounds = 0
+        self._num_answered = 0
+        """Steps answered since the latest batch started."""
+        self._latest_pass_s = 0.0
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -121,8 +126,9 @@ class Engine:
     def _loop(self) -> None:
         while True:
             with self._wake:
-                if not (self._arrived or self._releases or self._waiting or self._running or self._is_stopping):
+                if not self._has_work():
                     self._wake.wait(_IDLE_S)
+                self._linger()
                 if self._is_stopping:
                     break
             try:
@@ -135,6 +141,24 @@ class Engine:
             future.set_result(0)
         for pending in [*self._running, *self._waiting, *self._arrived]:
             self._fail(pending, NotReady("the worker is stopping; try another or again", service="worker"))
+
+    def _has_work(self) -> bool:
+        return bool(self._arrived or self._releases or self._waiting or self._running or self._is_stopping)
+
+    def _linger(self) -> None:
+        """Wait a moment for those who were just answered to send their next step.
+
+        It would miss the batch that starts now, and wait for all of it, which may hold a piece of a long prompt.
+        """
+        until = self._clock() + _LINGER_SHARE * self._latest_pass_s
+        while (
+            self._has_work()
+            and not (self._is_stopping or self._releases)
+            and len(self._arrived) < self._num_answered
+            and (left := until - self._clock()) > 0
+        ):
+            self._wake.wait(left)
+        self._num_answered = 0
 
     def step(self) -> None:
         """Do one round: everything up to and with one forward pass."""
@@ -210,7 +234,7 @@ class Engine:
             for chunk in chunks:
                 self._fail(chunk.pending, ServiceError("the forward pass failed, a bug of the worker: see its log"))
             return
-        seconds = self._clock() - started
+        seconds = self._latest_pass_s = self._clock() - started
         metrics.FORWARD_SECONDS.observe(seconds)
         metrics.TOKENS.inc(sum(chunk.num_tokens for chunk in chunks))
         for chunk, rows in zip(chunks, results, strict=True):
@@ -225,8 +249,11 @@ class Engine:
                 self._finish(pending)
 
     def _finish(self, pending: PendingStep) -> None:
-        """Commit a step whose tokens have all been through the model, and answer it."""
+        """Commit a step whose tokens are all in the cache, and answer it."""
         assert pending.transaction is not None
+        # From here on it cannot be cancelled: who has cancelled a step relies on its not being applied.
+        if not pending.future.set_running_or_notify_cancel():
+            return  # the next round drops it
         rows = pending.rows or [np.empty((0, self._vocab_size), dtype=np.float32)]
         logits = rows[0] if len(rows) == 1 else np.concatenate(rows)
         # A copy, so that one kept row does not keep a whole batch's logits in memory.
@@ -238,6 +265,7 @@ class Engine:
     def _answer(self, pending: PendingStep, position: int, logits: Logits) -> None:
         started = self._clock() if pending.started_s is None else pending.started_s
         self._forget(pending)
+        self._num_answered += 1
         metrics.STEPS.labels("OK").inc()
         metrics.CACHED_TOKENS.inc(pending.num_cached_tokens)
         _set_result(

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from services.model_worker.batching import StepOutcome
 from services.model_worker.engine import ENGINE_FAILED_EXIT_CODE
+from services.model_worker.runner import ModelRunner, RunnerInput
 from services.model_worker.sequence import Step
 from services.rpckit.status import (
     ContextExceeded,
@@ -252,6 +254,22 @@ def test_a_step_cancelled_half_way_leaves_the_sequence_as_it_was(truncate_to: in
     assert_logits(driven.one("a", 20, (6,)).logits, prefill_logits([*TOKENS[:20], 6])[-1:])
 
 
+def test_a_step_cancelled_in_its_last_moment_is_not_applied(monkeypatch: pytest.MonkeyPatch) -> None:
+    driven = DrivenEngine()
+    driven.one("a", 0, TOKENS[:20])
+    (future,) = driven.submit(Step(sequence_id="a", position=20, token_ids=(5,)))
+    forward = ModelRunner.forward
+
+    def cancel_meanwhile(runner: ModelRunner, inputs: list[RunnerInput]) -> list[np.ndarray]:
+        assert future.cancel()
+        return forward(runner, inputs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ModelRunner, "forward", cancel_meanwhile)
+        driven.engine.step()
+    assert_logits(driven.one("a", 20, (6,)).logits, prefill_logits([*TOKENS[:20], 6])[-1:])
+
+
 def test_a_release_drops_the_sequence_and_its_steps() -> None:
     driven = DrivenEngine(max_batch_tokens=16)
     futures = driven.submit(
@@ -292,6 +310,25 @@ def test_long_prompts_take_turns_and_a_short_step_waits_for_none() -> None:
         num_rounds += 1
     assert num_rounds <= 8
     assert not any(future.done() for future in longs)
+
+
+def test_the_next_token_waits_for_one_piece_of_anothers_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow_forward(_: ModelRunner, inputs: list[RunnerInput]) -> list[np.ndarray]:
+        time.sleep(0.1)
+        return [np.zeros((item.num_logit_rows, 300), dtype=np.float32) for item in inputs]
+
+    monkeypatch.setattr(ModelRunner, "forward", slow_forward)
+    driven = DrivenEngine(max_batch_tokens=64, clock=time.monotonic)
+    driven.engine.start()
+    (prompt,) = driven.submit(Step(sequence_id="long", position=0, token_ids=random_tokens(900)))
+    num_tokens = 0
+    while not prompt.done():
+        (token,) = driven.submit(Step(sequence_id="decode", position=num_tokens, token_ids=(5,)))
+        token.result(timeout=5)
+        num_tokens += 1
+    driven.engine.stop()
+    # Of some 15 batches each takes the next token along: it is sent a moment after the one before was answered.
+    assert num_tokens >= 11
 
 
 def test_more_short_steps_than_one_batch_holds_leave_room_for_a_prompt() -> None:
@@ -419,6 +456,7 @@ def test_a_failed_forward_pass_fails_its_steps_only(monkeypatch: pytest.MonkeyPa
 
 def test_a_failed_engine_ends_the_worker_rather_than_leave_callers_waiting() -> None:
     program = """
+from services.model_worker.runner import ModelRunner, RunnerInput
 from services.model_worker.sequence import Step
 from tests.support.toy_model import DrivenEngine
 driven = DrivenEngine()
