@@ -29,7 +29,7 @@ from services.constraint.core.reference import Reference as Twin
 from services.constraint.core.reference import TooAmbiguousError
 from services.constraint.sources.json_schema.keys import any_key_but
 from services.constraint.sources.json_schema.strings import ANY_CHARACTER, PLAIN_CHARACTER
-from services.rpckit.status import UnsatisfiableGrammar
+from services.rpckit.status import UnsatisfiableGrammar, UnsupportedConstruct
 from services.vocabulary import allowed_token_ids
 
 PIECES = [
@@ -154,6 +154,54 @@ def grammars() -> st.SearchStrategy[Grammar]:
     )
 
 
+# Names, without the word `az` or with it; a number; white space; a string; a word that names begin with; a mark.
+NAME = Automaton(0, (1,), ((0, 0x61, 0x7A, 1), (1, 0x61, 0x7A, 1), (1, 0x30, 0x39, 1)))
+NAME_BUT_AZ = Automaton(
+    0,
+    (1, 3),
+    (
+        *((0, 0x61, 0x61, 2), (0, 0x62, 0x7A, 1), (1, 0x61, 0x7A, 1), (1, 0x30, 0x39, 1)),
+        *((2, 0x61, 0x79, 1), (2, 0x30, 0x39, 1), (2, 0x7A, 0x7A, 3), (3, 0x61, 0x7A, 1), (3, 0x30, 0x39, 1)),
+    ),
+)
+LEXEMES: dict[str, Expression] = {
+    "name": NAME,
+    "name but az": Automaton(0, (1, 2), NAME_BUT_AZ.edges, bases=((2, 1), (3, 1))),
+    "number": Automaton(
+        0, (1, 3), ((0, 0x30, 0x39, 1), (1, 0x30, 0x39, 1), (1, 0x2C, 0x2C, 2), (2, 0x30, 0x39, 3), (3, 0x30, 0x39, 3))
+    ),
+    "gap": Automaton(0, (1,), ((0, 0x20, 0x20, 1), (0, 0x0A, 0x0A, 1), (1, 0x20, 0x20, 1), (1, 0x0A, 0x0A, 1))),
+    "string": Sequence((Bytes(b'"'), Repeat(PLAIN_CHARACTER, 0, None), Bytes(b'"'))),
+    "word": Bytes(b"az"),
+    "mark": ByteRange(0x2C, 0x2D),
+    "letter": ByteRange(0x61, 0x7A),
+    "ambiguous": Automaton(0, (1,), ((0, 0x61, 0x7A, 0), (0, 0x61, 0x7A, 1))),
+}
+
+
+def token_grammars() -> st.SearchStrategy[Grammar]:
+    """Grammars whose rules are over lexemes, with counts and with calls that nothing but the rule's end follows."""
+    leaf = st.sampled_from([*LEXEMES, "start", "other"]).map(Reference)
+
+    def grow(inner: st.SearchStrategy[Expression]) -> st.SearchStrategy[Expression]:
+        several = st.lists(inner, min_size=2, max_size=4).map(tuple)
+        return st.one_of(
+            several.map(Sequence),
+            several.map(Alternation),
+            inner.map(optional),
+            st.builds(
+                lambda body, counts: Repeat(body, *counts), inner, st.sampled_from([(0, None), (1, 3), (2, 100)])
+            ),
+        )
+
+    body = st.recursive(leaf, grow, max_leaves=6)
+    return st.builds(
+        lambda start, other: Grammar("start", {**LEXEMES, "start": start, "other": other}, frozenset(LEXEMES)),
+        body,
+        body,
+    )
+
+
 COMMON = Grammar("start", {"start": Sequence((Reference("space"), Repeat(ANY_CHARACTER, 0, None))), "space": SPACE})
 QUOTES = Words((b"a", b'"', b'a"', b'"a', b'aa"', None), (5,))
 HYPHENS = Words((b"a", b"A", b"n", b"q", b"-", b"aA", b"a-q", b"n-q", b"aaa", None), (9,))
@@ -185,6 +233,21 @@ def test_mask_is_what_the_twin_finds(grammar: Grammar, words: Any, knows_common:
         assume(False)
     if knows_common:
         Matcher(compile_grammar(COMMON), trie, forcing="off", is_common=True)
+    matcher = Matcher(CompiledGrammar.from_bytes(compiled.to_bytes()), trie, forcing="off")
+    try:
+        compare(matcher, Twin(compiled), words, rng)
+    except TooAmbiguousError:
+        assume(False)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(token_grammars(), vocabularies(), st.randoms(use_true_random=False))
+def test_masks_of_lexemes_are_what_the_twin_finds(grammar: Grammar, words: Any, rng: random.Random) -> None:
+    trie = TokenTrie(words)
+    try:
+        compiled = compile_grammar(grammar)
+    except (UnsatisfiableGrammar, UnsupportedConstruct):
+        assume(False)
     matcher = Matcher(CompiledGrammar.from_bytes(compiled.to_bytes()), trie, forcing="off")
     try:
         compare(matcher, Twin(compiled), words, rng)

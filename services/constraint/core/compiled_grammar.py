@@ -20,7 +20,7 @@ from services.constraint.core.tables import TOO_FAR, UNREACHABLE, Int32s, Tables
 from services.rpckit.status import GrammarTooLarge, UnsatisfiableGrammar
 
 # Raise it whenever the tables, their meaning or the lowering change: older entries in a cache become misses.
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 _MAGIC = b"espalier-grammar"
 _HEADER = struct.Struct("<16sI32s")  # magic, format version, SHA-256 of what follows
@@ -38,6 +38,7 @@ _STORED = {
     "call_rule": "<i4",
     "call_return": "<i4",
     "rule_start": "<i4",
+    "is_lexeme": "u1",
     "is_accepting": "u1",
     "count_minimum": "<i4",
     "count_maximum": "<i4",
@@ -177,6 +178,7 @@ def _check(g: Tables, start_rule: int) -> None:
         and are_rows(g.call_start, num_states, len(g.call_rule))
         and all(lie_in(array, 0, num_states) for array in (g.edge_target, g.epsilon_target, g.call_return))
         and lie_in(g.rule_start, 0, num_states)
+        and len(g.is_lexeme) == num_rules
         and len(g.base) == num_states
         and lie_in(g.base, 0, num_states)
         and lie_in(g.call_rule, 0, num_rules)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from services.constraint.core import kernel, masks
 from services.constraint.core.compiled_grammar import CompiledGrammar, CorruptGrammarError
 from services.constraint.core.interning import rehashed
+from services.constraint.core.lexeme_search import GrammarLexemes
 from services.constraint.core.pointers import PointerTable
 from services.constraint.core.span_search import GrammarSpans
 from services.constraint.core.tables import (
@@ -23,6 +24,7 @@ from services.constraint.core.tables import (
     GROW_SCRATCH,
     INCONSISTENT,
     MAX_FUEL,
+    MISSING_LEXEME,
     MISSING_SPAN,
     NUM_CLASSES,
     NUM_CONFIGURATIONS,
@@ -31,10 +33,12 @@ from services.constraint.core.tables import (
     NUM_ROWS,
     NUM_SIZES,
     NUM_SLOTS,
+    NUM_WANTED,
     OUT_OF_FUEL,
     UNREACHABLE,
     WANTED_SPAN,
     Arena,
+    LexemeArrays,
     Scratch,
     SpanArrays,
     Tables,
@@ -45,11 +49,13 @@ from services.rpckit.status import OutOfFuel
 from services.vocabulary import bitmask_words
 
 # Room for what most schemas come to.
-_FIRST_NODES: Final = 256
-_FIRST_FRAMES: Final = 512
+_FIRST_NODES: Final = 4096
+_FIRST_FRAMES: Final = 8192
 _FIRST_CONFIGURATIONS: Final = 512
-_FIRST_ITEMS: Final = 2048
-_FIRST_SCRATCH: Final = 1024
+_FIRST_ITEMS: Final = 16384
+_FIRST_SCRATCH: Final = 2048
+_MOST_RETURNS: Final = 64
+_MOST_WANTED: Final = 256
 _FIRST_ROWS: Final = 1024
 _ROWS_PER_BLOCK: Final = 16
 _ROW_NUMBERS: Final = np.arange(_ROWS_PER_BLOCK, dtype=np.int64)
@@ -89,6 +95,8 @@ class Configurations:
         num_states = len(compiled.tables.is_accepting)
         self.spans: Final = GrammarSpans(self._pointers.address, num_states, trie.spans, is_common=is_common)
         self._put(self.spans.arrays)
+        self.lexemes: Final = GrammarLexemes(self._pointers.address, compiled.tables, trie.lexemes)
+        self._put(self.lexemes.arrays)
         if is_common:
             self.spans.provide_all()
         self._arena = _new_arena(int(compiled.tables.byte_class.max()) + 1, max_fuel)
@@ -102,7 +110,7 @@ class Configurations:
         self._make_room_for_masks()
         self.start = self.call(kernel.start_configuration, compiled.start_rule, int(compiled.accepts_empty))
 
-    def _put(self, group: Tables | VocabularyArrays | SpanArrays | Arena | Scratch) -> None:
+    def _put(self, group: Tables | VocabularyArrays | SpanArrays | LexemeArrays | Arena | Scratch) -> None:
         self._pointers.put(group, FIRST_SLOT[type(group)])
 
     @property
@@ -206,6 +214,11 @@ class Configurations:
         if code == MISSING_SPAN:
             self.spans.provide(int(self._sizes[WANTED_SPAN]))
             return
+        if code == MISSING_LEXEME:
+            num_wanted, w = int(self._sizes[NUM_WANTED]), self._scratch
+            if self.lexemes.provide(w.wanted_trie[:num_wanted].tolist(), w.wanted_lexeme[:num_wanted].tolist()):
+                self._put(self.lexemes.arrays)
+            return
         if code == GROW_MASKS:
             self._make_room_for_masks()
             return
@@ -251,6 +264,7 @@ def _new_arena(num_classes: int, max_fuel: int) -> Arena:
         sizes=np.zeros(NUM_SIZES, np.int64),
         node_start=np.empty(_FIRST_NODES + 1, np.int32),
         node_distance=np.empty(_FIRST_NODES, np.int32),
+        node_behind=np.empty(_FIRST_NODES, np.int32),
         node_hash=np.empty(_FIRST_NODES, np.int64),
         node_table=np.zeros(2 * _FIRST_NODES, np.int32),
         frame_return=np.empty(_FIRST_FRAMES, np.int32),
@@ -312,6 +326,11 @@ def _new_scratch(tables: Tables, capacity: int, max_token_bytes: int, *, clock: 
         path=np.empty(max_token_bytes + 2, np.int32),
         base_path=np.empty(max_token_bytes + 2, np.int32),
         differs=np.empty((max_token_bytes + 2) * 256, np.uint8),
+        task_trie=np.empty(capacity, np.int64),
+        task_configuration=np.empty(capacity, np.int32),
+        returning=np.empty(_MOST_RETURNS, np.int32),
+        wanted_trie=np.empty(_MOST_WANTED, np.int64),
+        wanted_lexeme=np.empty(_MOST_WANTED, np.int32),
     )
 
 
@@ -320,7 +339,7 @@ def _grown_arena(arena: Arena) -> Arena:
     nodes, frames, configurations, items = (int(size) for size in arena.sizes[:4])
     changes: dict[str, Any] = {}
     if 2 * nodes > len(arena.node_hash):
-        for name in ("node_start", "node_distance", "node_hash"):
+        for name in ("node_start", "node_distance", "node_behind", "node_hash"):
             changes[name] = _doubled(getattr(arena, name))
         changes["node_table"] = rehashed(changes["node_hash"], 1, nodes, 2 * len(arena.node_table))
     if 2 * frames > len(arena.frame_return):

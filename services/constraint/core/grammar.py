@@ -113,7 +113,10 @@ class Grammar:
     """Rules by name and the name of the one that a text must match.
 
     A source fills `rules` and gives the grammar to `lowering.lower`. A rule may be referred to before it is defined.
+    `lexemes` are rules without calls that other grammars are likely to have as well, such as numbers, names and
+    keywords: what a vocabulary's tokens do in them is worked out once for all of these grammars (`lexemes.py`).
     """
 
     start: str
     rules: dict[str, Expression] = field(default_factory=dict)
+    lexemes: frozenset[str] = frozenset()

@@ -147,6 +147,7 @@ def intern_node(memory: int, returns: Int32s, counts: Int32s, parents: Int32s, n
         distance = min(distance, there)
     a.node_start[node + 1] = start + n
     a.node_distance[node] = distance
+    a.node_behind[node] = UNKNOWN
     a.node_hash[node] = h
     a.node_table[slot] = node
     a.sizes[NUM_NODES] = node + 1

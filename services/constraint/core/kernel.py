@@ -281,7 +281,7 @@ def step(memory: int, configuration: int, byte: int) -> int:
 
     See `transition`.
     """
-    g, a, w = tables(memory), arena(memory), scratch(memory)
+    a, w = arena(memory), scratch(memory)
     followed = _follow(memory, configuration, byte)
     if followed < 0:
         return followed
@@ -291,38 +291,72 @@ def step(memory: int, configuration: int, byte: int) -> int:
             return OUT_OF_FUEL
         return intern_configuration(memory, w.item_state, w.item_node, followed, i64(0))
     w.clock[0] += 1
-    accepts = i64(0)
     n = i64(0)
     for i in range(followed):
         n = _add_position(memory, n, i64(w.item_state[i]), i64(0), i64(w.item_node[i]))
         if n < 0:
             return n
+    return _closed(memory, n, i64(0))
+
+
+@compiled
+def behind_node(memory: int, node: int) -> int:
+    """Return the configuration behind a return through a node, or a negative code. Remembered."""
+    a, w = arena(memory), scratch(memory)
+    if a.node_behind[node] == UNKNOWN:
+        w.clock[0] += 1
+        n, accepts = _return(memory, i64(0), node)
+        if n < 0:
+            return n
+        behind = _closed(memory, n, accepts)
+        if behind < 0:
+            return behind
+        a.node_behind[node] = behind
+    return i64(a.node_behind[node])
+
+
+@compiled
+def _return(memory: int, n: int, node: int) -> tuple[int, int]:
+    """Add the positions behind a return through a node; return the new number (or a code), and 1 at the text's end."""
+    g, a = tables(memory), arena(memory)
+    accepts = i64(0)
+    for frame in range(a.node_start[node], a.node_start[node + 1]):
+        ret = i64(a.frame_return[frame])
+        if ret == BOTTOM:
+            accepts = i64(1)
+            continue
+        returned = i64(0)
+        if g.count_minimum[ret] >= 0:
+            returned = i64(a.frame_count[frame]) + 1
+            if g.count_maximum[ret] < 0:
+                # Past the minimum every count has the same future.
+                returned = min(returned, i64(g.count_minimum[ret]))
+        n = _add_position(memory, n, ret, returned, i64(a.frame_parent[frame]))
+        if n < 0:
+            break
+    return n, accepts
+
+
+@compiled
+def _closed(memory: int, n: int, accepts: int) -> int:
+    """Return the configuration of the first n positions and of all that follows from them without a byte, or a code."""
+    g, a, w = tables(memory), arena(memory), scratch(memory)
     i = i64(0)
     while i < n:
         state, count, node = i64(w.position_state[i]), i64(w.position_count[i]), i64(w.position_node[i])
         i += 1
         a.sizes[FUEL] -= 1
         if a.sizes[FUEL] < 0:
-            return OUT_OF_FUEL
+            return i64(OUT_OF_FUEL)
         for epsilon in range(g.epsilon_start[state], g.epsilon_start[state + 1]):
             n = _add_position(memory, n, i64(g.epsilon_target[epsilon]), i64(0), node)
             if n < 0:
                 return n
         if g.is_accepting[state] == 1 or (g.count_minimum[state] >= 0 and count >= g.count_minimum[state]):
-            for frame in range(a.node_start[node], a.node_start[node + 1]):
-                ret = i64(a.frame_return[frame])
-                if ret == BOTTOM:
-                    accepts = i64(1)
-                    continue
-                returned = i64(0)
-                if g.count_minimum[ret] >= 0:
-                    returned = i64(a.frame_count[frame]) + 1
-                    if g.count_maximum[ret] < 0:
-                        # Past the minimum every count has the same future.
-                        returned = min(returned, i64(g.count_minimum[ret]))
-                n = _add_position(memory, n, ret, returned, i64(a.frame_parent[frame]))
-                if n < 0:
-                    return n
+            n, is_end = _return(memory, n, node)
+            if n < 0:
+                return n
+            accepts |= is_end
     items = i64(0)
     entries = i64(0)
     waiting = i64(0)

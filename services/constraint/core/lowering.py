@@ -63,6 +63,7 @@ class Network:
     rule_accept: list[int] = field(default_factory=list)
     counting: dict[int, tuple[int, int]] = field(default_factory=dict)  # state -> (minimum, maximum or -1)
     bases: dict[int, int] = field(default_factory=dict)  # state -> one whose way on is nearly the same
+    lexemes: set[int] = field(default_factory=set)  # rules of which vocabularies have tables
 
     def new_state(self) -> int:
         """Return a new state."""
@@ -120,6 +121,8 @@ class _Emitter:
                 raise GrammarSyntax(f"the rule {name!r} is called but not defined", rule=name)
             rule = self._rules[key] = self.network.new_rule()
             self._waiting.append((rule, grammar, grammar.rules[name]))
+            if name in grammar.lexemes:
+                self.network.lexemes.add(rule)
         return rule
 
     def run(self) -> None:
@@ -419,6 +422,7 @@ def _flatten(network: Network, order: list[int], start: int, *, accepts_empty: b
         call_rule=np.ascontiguousarray(calls[:, 1]),
         call_return=np.ascontiguousarray(calls[:, 2]),
         rule_start=np.array([network.rule_start[rule] for rule in order], np.int32),
+        is_lexeme=np.array([rule in network.lexemes for rule in order], np.uint8),
         is_accepting=is_accepting,
         count_minimum=count_minimum,
         count_maximum=count_maximum,

@@ -23,21 +23,25 @@ import numpy.typing as npt
 
 from services.constraint.core.compiling import compiled
 from services.constraint.core.interning import intern_configuration, intern_node
-from services.constraint.core.kernel import accept_token, transition
+from services.constraint.core.kernel import accept_token, behind_node, transition
+from services.constraint.core.lexemes import NO_WORDS, NOT_MADE, lexeme_table, slot_of
 from services.constraint.core.pointers import row_at
 from services.constraint.core.spans import NUM_COUNTED_ROWS, span_table
 from services.constraint.core.tables import (
+    BOTTOM,
     DEAD,
     FIRST_CONFIGURATION,
     FUEL,
     GROW_MASKS,
     GROW_SCRATCH,
     MAX_FUEL,
+    MISSING_LEXEME,
     MISSING_SPAN,
     NUM_CLASSES,
     NUM_CONFIGURATIONS,
     NUM_MASKS,
     NUM_ROWS,
+    NUM_WANTED,
     TERMINATED,
     UNKNOWN,
     UNKNOWN_STATE,
@@ -46,6 +50,7 @@ from services.constraint.core.tables import (
     Int64s,
     arena,
     i64,
+    lexeme_arrays,
     scratch,
     span_arrays,
     tables,
@@ -115,15 +120,16 @@ def _clear(row: Int32s, token_id: int) -> None:
 
 @compiled
 def _fill(memory: int, configuration: int, row: Int32s) -> int:
-    """Write the tokens that may follow `configuration`: its spans by their tables, the other items by a walk."""
+    """Write the tokens that may follow `configuration`: its spans by their tables, then the other items."""
     a, w, s, v = arena(memory), scratch(memory), span_arrays(memory), vocabulary_arrays(memory)
+    x = lexeme_arrays(memory)
     first, last = i64(a.configuration_start[configuration]), i64(a.configuration_start[configuration + 1])
     if last - first > len(w.is_walked):
         return GROW_SCRATCH
     num_spans = i64(0)
     for item in range(first, last):
         w.is_walked[item - first] = 1
-        if s.state_span[a.item_state[item]] != 0:
+        if s.state_span[a.item_state[item]] != 0 and x.state_lexeme[a.item_state[item]] == 0:
             done = _fill_span(memory, i64(a.item_state[item]), i64(a.item_node[item]), num_spans == 0, row)
             if done < 0:
                 return done
@@ -144,7 +150,153 @@ def _fill(memory: int, configuration: int, row: Int32s) -> int:
             return rest
         if rest == DEAD:
             return 0
-    return walk(memory, i64(v.trie[0]), rest, i64(0), i64(0), row)
+    return _add_lexemes(memory, i64(v.trie[0]), rest, row)
+
+
+@compiled
+def _add_lexemes(memory: int, trie: int, configuration: int, row: Int32s) -> int:
+    """Set the bit of every token of a trie that may follow a configuration; return 0 or a code.
+
+    Items in a lexeme by its table against the trie: what remains of the tokens that leave it is in a trie of its own,
+    which is done in the same way, from the configuration behind the lexeme. Other items by a walk.
+    """
+    a, w, x = arena(memory), scratch(memory), lexeme_arrays(memory)
+    w.task_trie[0], w.task_configuration[0] = trie, configuration
+    num_tasks = i64(1)
+    a.sizes[NUM_WANTED] = 0
+    while num_tasks > 0:
+        num_tasks -= 1
+        trie, configuration = i64(w.task_trie[num_tasks]), i64(w.task_configuration[num_tasks])
+        first, last = i64(a.configuration_start[configuration]), i64(a.configuration_start[configuration + 1])
+        if last - first > len(w.is_walked) or num_tasks + last - first > len(w.task_trie):
+            return GROW_SCRATCH
+        num_walked = i64(0)
+        for item in range(first, last):
+            state = i64(a.item_state[item])
+            is_lexeme = x.state_lexeme[state] > 0
+            w.is_walked[item - first] = not is_lexeme
+            num_walked += not is_lexeme
+            if not is_lexeme or not _may_begin(memory, trie, state):
+                continue
+            rest, behind = _add_lexeme(memory, trie, state, i64(a.item_node[item]), row)
+            if rest < 0:
+                return rest
+            if rest != NO_WORDS:
+                w.task_trie[num_tasks], w.task_configuration[num_tasks] = rest, behind
+                num_tasks += 1
+        if num_walked == 0:
+            continue
+        rest = configuration
+        if num_walked < last - first:
+            n = i64(0)
+            for item in range(first, last):
+                if w.is_walked[item - first] == 1:
+                    w.item_state[n], w.item_node[n] = a.item_state[item], a.item_node[item]
+                    n += 1
+            rest = intern_configuration(memory, w.item_state, w.item_node, n, i64(0))
+            if rest < 0:
+                return rest
+        code = walk(memory, trie, rest, i64(0), i64(0), row)
+        if code < 0:
+            return code
+    return i64(MISSING_LEXEME) if a.sizes[NUM_WANTED] > 0 else i64(0)
+
+
+@compiled
+def _add_lexeme(memory: int, trie: int, state: int, node: int, row: Int32s) -> tuple[int, int]:
+    """Add the tokens of a trie that stay in the lexeme of one item.
+
+    Return the trie of what remains of the others, or a code, and the configuration from which that goes on.
+    """
+    x = lexeme_arrays(memory)
+    lexeme = i64(x.state_lexeme[state]) - 1
+    address = _lexeme_table(memory, trie, lexeme)
+    if address == 0:
+        return _want(memory, trie, lexeme), i64(DEAD)
+    t = lexeme_table(address)
+    for word in range(len(t.inside)):
+        row[word] |= t.inside[word]
+    for token_id in t.few:
+        _set(row, i64(token_id))
+    # All that may remain is among what remains behind every end.
+    goes_on = _may_follow(memory, node, t.going_on)
+    rest = i64(t.crossing[0] if goes_on else t.exits[0])
+    if rest == NOT_MADE:
+        return _want(memory, trie, lexeme), i64(DEAD)
+    if rest == NO_WORDS or not _may_follow(memory, node, trie_arrays(rest).first_bytes):
+        return i64(NO_WORDS), i64(DEAD)
+    behind = behind_node(memory, node)
+    return (rest, behind) if behind > 0 else (behind, behind)
+
+
+@compiled
+def _want(memory: int, trie: int, lexeme: int) -> int:
+    """Note that a table is missing; return NO_WORDS, or a code where no more can be noted."""
+    a, w = arena(memory), scratch(memory)
+    number = a.sizes[NUM_WANTED]
+    if number == len(w.wanted_trie):
+        return i64(MISSING_LEXEME)
+    w.wanted_trie[number], w.wanted_lexeme[number] = trie, lexeme
+    a.sizes[NUM_WANTED] = number + 1
+    return i64(NO_WORDS)
+
+
+@compiled
+def _may_begin(memory: int, trie: int, state: int) -> bool:
+    """Tell whether a word of a trie begins with a byte that may follow a state."""
+    return _share_bytes(memory, state, trie_arrays(trie).first_bytes)
+
+
+@compiled
+def _share_bytes(memory: int, state: int, byte_set: Int64s) -> bool:
+    x = lexeme_arrays(memory)
+    shared = i64(0)
+    for word in range(4):
+        shared |= x.state_first[4 * state + word] & byte_set[word]
+    return shared != 0
+
+
+@compiled
+def _may_follow(memory: int, node: int, byte_set: Int64s) -> bool:
+    """Tell whether one of the bytes may follow a return through a node. Where many rules may end there, it says yes."""
+    a, w, x = arena(memory), scratch(memory), lexeme_arrays(memory)
+    if byte_set[0] | byte_set[1] | byte_set[2] | byte_set[3] == 0:
+        return False
+    w.returning[0] = node
+    n = i64(1)
+    at = i64(0)
+    while at < n:
+        node = i64(w.returning[at])
+        at += 1
+        for frame in range(a.node_start[node], a.node_start[node + 1]):
+            state = i64(a.frame_return[frame])
+            if state == BOTTOM:
+                continue
+            if _share_bytes(memory, state, byte_set):
+                return True
+            if x.state_ends[state] == 1:
+                parent = a.frame_parent[frame]
+                is_new = True
+                for other in range(n):
+                    is_new = is_new and w.returning[other] != parent
+                if is_new:
+                    if n == len(w.returning):
+                        return True
+                    w.returning[n] = parent
+                    n += 1
+    return False
+
+
+@compiled
+def _lexeme_table(memory: int, trie: int, lexeme: int) -> int:
+    """Return the address of the table of a trie and a lexeme, 0 where it is not made."""
+    x = lexeme_arrays(memory)
+    slot = slot_of(trie, lexeme, i64(len(x.table)))
+    while x.table[slot] != 0:
+        if x.trie[slot] == trie and x.lexeme[slot] == lexeme:
+            return i64(x.table[slot])
+        slot = (slot + 1) & (len(x.table) - 1)
+    return i64(0)
 
 
 @compiled

@@ -23,10 +23,10 @@ MAX_PLACES: Final = 64
 MIN_FIRST_BYTES: Final = 16
 
 # Where an edge leads inside a span.
-_TO_END: Final = 0  # in a loop, the beginning of the next unit
-_TO_PLACE: Final = 1
-_TO_ENDING_PLACE: Final = 2  # of a rule: it may end here or go on
-_OUT: Final = 3
+TO_END: Final = 0  # in a loop, the beginning of the next unit
+TO_PLACE: Final = 1
+TO_ENDING_PLACE: Final = 2  # of a rule: it may end here or go on
+OUT: Final = 3
 
 _MAX_EPSILONS: Final = 16  # followed from one state
 
@@ -91,8 +91,8 @@ class GrammarSpans:
 
 
 @compiled
-def _lead(memory: int, state: int, loop: int, kind: int) -> tuple[int, int]:
-    """Return where an edge into `state` leads inside a span (_TO_END ...), and the state in which it goes on.
+def lead_of(memory: int, state: int, loop: int, kind: int) -> tuple[int, int]:
+    """Return where an edge into `state` leads inside a span (TO_END ...), and the state in which it goes on.
 
     `loop` is the state in which the next unit begins, or -1 where the span is a rule. At an end of a unit, what is
     returned as the state is `loop` where nothing but that follows, else `state`: equal where equal things follow.
@@ -121,28 +121,28 @@ def _lead(memory: int, state: int, loop: int, kind: int) -> tuple[int, int]:
             place = at
         for epsilon in range(g.epsilon_start[at], g.epsilon_start[at + 1]):
             if todo >= len(w.worklist):
-                return i64(_OUT), at
+                return i64(OUT), at
             w.worklist[todo] = g.epsilon_target[epsilon]
             todo += 1
     if comes_back and todo == 0:
         has_more = place >= 0 or ends or is_out
-        return i64(_TO_END), state if has_more else loop
+        return i64(TO_END), state if has_more else loop
     if todo > 0 or is_out:
-        return i64(_OUT), state
+        return i64(OUT), state
     if place < 0:
-        return (i64(_TO_END) if ends and loop < 0 else i64(_OUT)), state
+        return (i64(TO_END) if ends and loop < 0 else i64(OUT)), state
     if not ends:
-        return i64(_TO_PLACE), place
-    return (i64(_TO_ENDING_PLACE) if kind == RULE else i64(_OUT)), place
+        return i64(TO_PLACE), place
+    return (i64(TO_ENDING_PLACE) if kind == RULE else i64(OUT)), place
 
 
 @compiled
 def _end_of_unit(memory: int, loop: int) -> int:
-    """Return the end (as of `_lead`) to which one byte leads from the beginning of a loop, -1 where none does."""
+    """Return the end (as of `lead_of`) to which one byte leads from the beginning of a loop, -1 where none does."""
     g = tables(memory)
     for edge in range(g.edge_start[loop], g.edge_start[loop + 1]):
-        lead, end = _lead(memory, i64(g.edge_target[edge]), loop, i64(LOOP))
-        if lead == _TO_END:
+        lead, end = lead_of(memory, i64(g.edge_target[edge]), loop, i64(LOOP))
+        if lead == TO_END:
             return end
     return i64(-1)
 
@@ -166,13 +166,13 @@ def _places(memory: int, entry: int, loop: int, kind: int, limit: int, found: In
             if g.edge_low[edge] < next_low:
                 return i64(0)
             next_low = i64(g.edge_high[edge]) + 1
-            lead, target = _lead(memory, i64(g.edge_target[edge]), loop, kind)
-            if lead == _OUT or (loop >= 0 and lead == _TO_END and target != end):
+            lead, target = lead_of(memory, i64(g.edge_target[edge]), loop, kind)
+            if lead == OUT or (loop >= 0 and lead == TO_END and target != end):
                 return i64(0)
             # A place may end or not, however it was reached.
-            if kind == RULE and lead != _TO_END and _lead(memory, target, loop, kind)[0] != lead:
+            if kind == RULE and lead != TO_END and lead_of(memory, target, loop, kind)[0] != lead:
                 return i64(0)
-            is_new = lead != _TO_END
+            is_new = lead != TO_END
             for other in range(n):
                 if found[other] == target:
                     is_new = False
@@ -197,14 +197,14 @@ def _automaton(memory: int, entry: int, loop: int, kind: int, limit: int) -> tup
     at = i64(0)
     for place in range(n):
         for edge in range(g.edge_start[found[place]], g.edge_start[found[place] + 1]):
-            lead, target = _lead(memory, i64(g.edge_target[edge]), loop, kind)
+            lead, target = lead_of(memory, i64(g.edge_target[edge]), loop, kind)
             number = n if kind == RULE else i64(0)
-            if lead != _TO_END:
+            if lead != TO_END:
                 number = i64(0)
                 while found[number] != target:
                     number += 1
             edges[at, 0], edges[at, 1], edges[at, 2] = place, g.edge_low[edge], g.edge_high[edge]
-            edges[at, 3], edges[at, 4] = number, lead != _TO_PLACE
+            edges[at, 3], edges[at, 4] = number, lead != TO_PLACE
             at += 1
     return edges, n + 1 if kind == RULE else n
 
@@ -219,7 +219,7 @@ def _num_first_bytes(memory: int, state: int) -> int:
 
 
 @compiled
-def _entry_of_rule(memory: int, rule: int) -> int:
+def entry_of_rule(memory: int, rule: int) -> int:
     """Return the one state in which a rule reads its first byte, or -1."""
     g = tables(memory)
     state = i64(g.rule_start[rule])
@@ -244,7 +244,7 @@ def _find_loops(memory: int, num_states: int, limit: int, fewest: int) -> tuple[
     found = np.zeros(limit, np.int32)
     for state in range(num_states):
         if g.count_minimum[state] >= 0 and g.call_start[state] < g.call_start[state + 1]:
-            entry = _entry_of_rule(memory, i64(g.call_rule[g.call_start[state]]))
+            entry = entry_of_rule(memory, i64(g.call_rule[g.call_start[state]]))
             if entry >= 0 and place[entry] < 0 and _num_first_bytes(memory, entry) >= fewest:
                 for number in range(_places(memory, entry, i64(-1), i64(COUNTED), limit, found)):
                     place[found[number]], loop[found[number]], kind[found[number]] = number, entry, COUNTED
@@ -300,7 +300,7 @@ def _rule_hashes(memory: int, limit: int) -> tuple[Int32s, Int64s]:
     found = np.zeros(limit, np.int32)
     n = i64(0)
     for rule in range(num_rules):
-        entry = _entry_of_rule(memory, i64(rule))
+        entry = entry_of_rule(memory, i64(rule))
         if entry < 0:
             continue
         num_places = _places(memory, entry, i64(-1), i64(RULE), limit, found)

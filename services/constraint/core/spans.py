@@ -34,7 +34,7 @@ from services.constraint.core.tables import (
     i64,
     trie_arrays,
 )
-from services.constraint.core.trie_layout import build_trie, order_of_words
+from services.constraint.core.trie_layout import new_trie, order_of_words
 
 # Sets of inside tokens kept by the most units that they may begin; tokens that begin more are listed one by one.
 NUM_COUNTED_ROWS: Final = 16
@@ -198,7 +198,7 @@ class VocabularySpans:
     def _trie_of(self, starts: Int64s, ends: Int64s, tokens: Int32s, numbers: Int32s) -> PointerTable:
         """Return the trie of the sorted words text[starts[i]:ends[i]], which stand for `tokens` with `numbers`."""
         pointers = PointerTable(len(TrieArrays._fields))
-        pointers.put(TrieArrays(*build_trie(self._text, starts, ends), _ids(self._trie, tokens), numbers))
+        pointers.put(new_trie(self._text, starts, ends, _ids(self._trie, tokens), numbers))
         return pointers
 
 

@@ -36,6 +36,7 @@ INCONSISTENT: Final = -5  # the tables are not what a compiler writes
 GROW_MASKS: Final = -6
 MISSING_SPAN: Final = -7  # the table of the span that `Arena.sizes` names
 UNKNOWN_STATE: Final = -8  # no such configuration
+MISSING_LEXEME: Final = -9  # tables of lexemes: `Scratch` says which
 
 UNREACHABLE: Final = 1 << 29  # a distance that no completion has
 TOO_FAR: Final = 1 << 18  # bytes; what has no shorter completion is cut off: no context holds it
@@ -54,7 +55,8 @@ MAX_FUEL: Final = 8  # what FUEL begins with
 LOW_BYTE: Final = 9  # the latest step does the same for all bytes from LOW_BYTE to HIGH_BYTE
 HIGH_BYTE: Final = 10
 NUM_ROWS: Final = 11  # rows of masks that there is memory for
-NUM_SIZES: Final = 12
+NUM_WANTED: Final = 12  # tables that are missing: see `Scratch.wanted_trie`
+NUM_SIZES: Final = 13
 
 
 class Tables(NamedTuple):
@@ -74,6 +76,7 @@ class Tables(NamedTuple):
     call_return: Int32s  # (calls,)
     call_is_tail: Uint8s  # (calls,) 1 where nothing but the end of the rule follows the return state
     rule_start: Int32s  # (R,) rules in topological order of their left calls
+    is_lexeme: Uint8s  # (R,) 1 where the vocabulary is to have tables of the rule: see `lexemes.py`
     is_accepting: Uint8s  # (S,) 1 at the end of a rule
     is_plain: Uint8s  # (S,) 1 where byte edges are all that the state has
     count_minimum: Int32s  # (S,) of a counting state, else -1
@@ -94,6 +97,7 @@ class Arena(NamedTuple):
     sizes: Int64s  # (NUM_SIZES,) see the slots above
     node_start: Int32s  # (nodes + 1,)
     node_distance: Int32s  # (nodes,) fewest bytes from a return through this node to the end of the text
+    node_behind: Int32s  # (nodes,) the configuration behind a return through this node, UNKNOWN until it is asked for
     node_hash: Int64s  # (nodes,)
     node_table: Int32s  # open addressing, 0 = free
     frame_return: Int32s  # (frames,)
@@ -143,6 +147,11 @@ class Scratch(NamedTuple):
     path: Int32s  # (longest token + 2,) configurations on the way to a node of the trie
     base_path: Int32s  # (longest token + 2,) the same of a base
     differs: Uint8s  # ((longest token + 2) * 256,) 1 for the bytes on which the two may part
+    task_trie: Int64s  # tries that are still to be walked, by their addresses,
+    task_configuration: Int32s  # and from where
+    returning: Int32s  # nodes through which rules return
+    wanted_trie: Int64s  # tables of lexemes that are missing
+    wanted_lexeme: Int32s
 
 
 class TrieArrays(NamedTuple):
@@ -154,6 +163,7 @@ class TrieArrays(NamedTuple):
     token_start: Int32s  # (N + 1,) tokens that end at the node: token_id[token_start[i]:token_start[i + 1]]
     first: Int32s  # (257,) the nodes first[b] .. first[b + 1] - 1 are those of the tokens that begin with byte b
     token_id: Int32s  # (T,)
+    first_bytes: Int64s  # (4,) one bit for each byte that a token begins with
     token_number: Int32s  # (T,) in the trie of a span's exits: units that a token completes before; else 0
 
 
@@ -177,7 +187,21 @@ class SpanArrays(NamedTuple):
     difference: Uint8s  # the bytes on which each state and its base part
 
 
-_GROUPS = (Tables, Arena, Scratch, VocabularyArrays, SpanArrays)
+class LexemeArrays(NamedTuple):
+    """Which states of the grammar are in a lexeme, and where the vocabulary's tables are (`lexemes.py`).
+
+    The tables are found by open addressing: an entry is there where its table is not 0.
+    """
+
+    state_lexeme: Int32s  # (S,) 1 + the number of the lexeme that the state is in, else 0
+    state_first: Int64s  # (4 S,) one bit for each byte that may follow a state inside its rule
+    state_ends: Uint8s  # (S,) 1 where the rule may end without a byte
+    trie: Int64s  # (capacity,) address of the trie
+    lexeme: Int64s  # (capacity,) number of the lexeme
+    table: Int64s  # (capacity,) address of the table of the two
+
+
+_GROUPS = (Tables, Arena, Scratch, VocabularyArrays, SpanArrays, LexemeArrays)
 FIRST_SLOT: Final[dict[type, int]] = {
     group: sum(len(before._fields) for before in _GROUPS[:index]) for index, group in enumerate(_GROUPS)
 }
@@ -189,4 +213,5 @@ arena = reader(Arena, FIRST_SLOT[Arena])
 scratch = reader(Scratch, FIRST_SLOT[Scratch])
 vocabulary_arrays = reader(VocabularyArrays, FIRST_SLOT[VocabularyArrays])
 span_arrays = reader(SpanArrays, FIRST_SLOT[SpanArrays])
+lexeme_arrays = reader(LexemeArrays, FIRST_SLOT[LexemeArrays])
 trie_arrays = reader(TrieArrays)  # of a trie's own table

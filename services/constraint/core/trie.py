@@ -13,10 +13,11 @@ import numpy.typing as npt
 
 from services.constraint.core.compiling import compiled
 from services.constraint.core.holes import has_stand_in_bytes
+from services.constraint.core.lexemes import VocabularyLexemes, Words
 from services.constraint.core.pointers import PointerTable
 from services.constraint.core.spans import VocabularySpans
 from services.constraint.core.tables import Int32s, TrieArrays, Uint8s, VocabularyArrays
-from services.constraint.core.trie_layout import build_trie
+from services.constraint.core.trie_layout import new_trie
 from services.vocabulary import Vocabulary, bitmask_words, pack_bool_mask
 
 
@@ -28,7 +29,7 @@ class TokenTrie:
         tokens = sorted((token, token_id) for token_id, token in enumerate(vocabulary.token_bytes) if token is not None)
         text, offsets = _joined([token for token, _ in tokens])
         token_id = np.array([token_id for _, token_id in tokens], np.int32)
-        self.arrays = TrieArrays(*build_trie(text, offsets[:-1], offsets[1:]), token_id, np.zeros_like(token_id))
+        self.arrays = new_trie(text, offsets[:-1], offsets[1:], token_id, np.zeros_like(token_id))
         self._pointers = PointerTable(len(TrieArrays._fields))
         self._pointers.put(self.arrays)
         self.max_token_bytes = int(np.diff(offsets).max(initial=0))
@@ -37,6 +38,8 @@ class TokenTrie:
         self.usable_bytes[[token[0] for token, _ in tokens if len(token) == 1]] = 1
         num_words = bitmask_words(vocabulary.vocab_size)
         self.spans = VocabularySpans(self._pointers.address, text, offsets, num_words)
+        words = Words(self._pointers, self.arrays, offsets[:-1], offsets[1:])
+        self.lexemes = VocabularyLexemes(words, text, num_words)
         self.vocabulary_arrays = VocabularyArrays(
             np.array([self._pointers.address], np.int64),
             *_joined([token or b"" for token in vocabulary.token_bytes]),

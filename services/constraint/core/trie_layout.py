@@ -6,11 +6,18 @@ import numpy as np
 import numpy.typing as npt
 
 from services.constraint.core.compiling import compiled
-from services.constraint.core.tables import Int32s, Int64s, Uint8s, i64
+from services.constraint.core.tables import Int32s, Int64s, TrieArrays, Uint8s, i64
+
+
+def new_trie(text: Uint8s, starts: Int64s, ends: Int64s, token_id: Int32s, token_number: Int32s) -> TrieArrays:
+    """Return the trie of the sorted words text[starts[i]:ends[i]] that stand for these tokens, with these numbers."""
+    byte, depth, end, token_start, first = _layout(text, starts, ends)
+    begins = np.packbits(np.diff(first) > 0, bitorder="little").view(np.int64)
+    return TrieArrays(byte, depth, end, token_start, first, token_id, begins, token_number)
 
 
 @compiled
-def build_trie(text: Uint8s, starts: Int64s, ends: Int64s) -> tuple[Uint8s, Int32s, Int32s, Int32s, Int32s]:
+def _layout(text: Uint8s, starts: Int64s, ends: Int64s) -> tuple[Uint8s, Int32s, Int32s, Int32s, Int32s]:
     """Return (byte, depth, end, token_start, first) of the trie of the sorted words text[starts[i]:ends[i]]."""
     num_tokens = len(starts)
     capacity = i64(0)

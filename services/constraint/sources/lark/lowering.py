@@ -11,24 +11,26 @@ it; then a rule has one pair of places and the product is the grammar itself.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Final, TypeAlias
 
-from services.constraint.core.grammar import EMPTY, Alternation, Expression, Grammar, Reference, Sequence
+from services.constraint.core.grammar import EMPTY, Alternation, Automaton, Expression, Grammar, Reference, Sequence
 from services.constraint.core.regex import encoding
 from services.constraint.core.regex.automaton import Dfa, explore_states, partition
 from services.constraint.core.regex.charset import Ranges
 from services.constraint.sources.lark.embedded import Embedded
+from services.constraint.sources.lark.forms import FormId, Forms
 from services.constraint.sources.lark.lexing import NOTHING, Route, Watch, lex, may_end, relevant
-from services.constraint.sources.lark.token_grammar import END, Production, Rule, Token, TokenGrammar
+from services.constraint.sources.lark.token_grammar import END, Rule, Token, TokenGrammar
 from services.rpckit.status import GrammarTooLarge, UnsupportedConstruct
 
 MAX_VARIANTS: Final = 50_000
 """Rules with a place before and one behind; about 20 us each."""
 
 _START: Final = "whole text"
+_MAX_DEPTH: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +49,19 @@ def lower(grammar: TokenGrammar, embedded: Mapping[str, Embedded]) -> Grammar:
         UnsupportedConstruct, GrammarTooLarge: as `Terminal.dfa` and `lex` do; beyond MAX_VARIANTS.
     """
     first = Place(grammar.first_scanner)
-    tokens = _Tokens(grammar, embedded)
-    exits = _Exits(grammar, tokens)
-    exits.explore(grammar.start, first)
-    rules = _Rules(grammar, tokens, exits)
+    forms, tokens = Forms(grammar.productions), _Tokens(grammar, embedded)
+    exits = _Exits(forms, tokens)
+    exits.explore(forms.of_rule[grammar.start], first)
+    rules = _Rules(grammar, forms, tokens, exits)
     options = []
     for last in exits.of(grammar.start, first):
         if END not in last.not_before:
             body = rules.reference(grammar.start, first, last)
             gaps = tokens.gaps(last.scanner, last.watch)
             options += [Sequence((body, gap)) for behind, gap in gaps if may_end(behind)]
-    return Grammar(_START, {**rules.run(), **tokens.rules, _START: Alternation(tuple(options))})
+    return Grammar(
+        _START, {**rules.run(), **tokens.rules, _START: Alternation(tuple(options))}, frozenset(tokens.lexemes)
+    )
 
 
 class _Tokens:
@@ -66,6 +70,7 @@ class _Tokens:
     def __init__(self, grammar: TokenGrammar, embedded: Mapping[str, Embedded]) -> None:
         self.rules: dict[str, Expression] = {name: part.expression for name, part in embedded.items()}
         self._embedded = embedded
+        self.lexemes: list[str] = []  # those rules that are of one automaton
         self._scanners = grammar.scanners
         self._lex = cache(lex)
         self._exits: dict[tuple[Token, Place], dict[Place, Reference]] = {}
@@ -163,6 +168,8 @@ class _Tokens:
     def _rule(self, name: str, expression: Expression) -> Reference:
         name = f"{name} {len(self.rules)}"
         self.rules[name] = expression
+        if isinstance(expression, Automaton):
+            self.lexemes.append(name)
         return Reference(name)
 
 
@@ -179,47 +186,56 @@ class _Gap:
 
 
 class _Exits:
-    """The places behind each rule, by the place before it: the least fixed point."""
+    """The places behind each form, by the place before it: the least fixed point."""
 
-    def __init__(self, grammar: TokenGrammar, tokens: _Tokens) -> None:
-        self._grammar = grammar
+    def __init__(self, forms: Forms, tokens: _Tokens) -> None:
+        self._forms = forms
         self._tokens = tokens
-        self._known: dict[tuple[Rule, Place], dict[Place, None]] = {}
-        self._users: dict[tuple[Rule, Place], dict[tuple[Rule, Place], None]] = {}
-        self._waiting: list[tuple[Rule, Place]] = []
+        self._known: dict[tuple[FormId, Place], dict[Place, None]] = {}
+        self._users: dict[tuple[FormId, Place], dict[tuple[FormId, Place], None]] = {}
+        self._waiting: list[tuple[FormId, Place]] = []
         self._num_variants = 0
 
-    def explore(self, start: Rule, place: Place) -> None:
-        """Find the places behind a rule and all that it needs."""
+    def explore(self, start: FormId, place: Place) -> None:
+        """Find the places behind a form and all that it needs."""
         self._ask(start, place)
         while self._waiting:
             user = self._waiting.pop()
             known = self._known[user]
-            found = [place for place in self._behind(*user) if place not in known]
+            found = [place for place in dict.fromkeys(self._behind(*user)) if place not in known]
             if found:
                 known.update(dict.fromkeys(found))
                 self._count(len(found))
                 self._waiting.extend(self._users.get(user, ()))
 
-    def of(self, symbol: Rule | Token, place: Place) -> Iterable[Place]:
+    def behind(self, form: FormId, place: Place) -> Collection[Place]:
+        """Return the places behind a form."""
+        return self._known[form, place]
+
+    def of(self, symbol: Rule | Token, place: Place) -> Collection[Place]:
         """Return the places behind a symbol."""
-        return self._tokens.exits(symbol, place) if isinstance(symbol, Token) else self._known[symbol, place]
+        if isinstance(symbol, Token):
+            return self._tokens.exits(symbol, place)
+        return self._known[self._forms.of_rule[symbol], place]
 
-    def _behind(self, rule: Rule, place: Place) -> Iterator[Place]:
-        for production in self._grammar.productions[rule]:
-            places = dict.fromkeys((place,))
-            for symbol in production.symbols:
-                if not isinstance(symbol, Token):
-                    for before in places:
-                        self._ask(symbol, before)
-                        self._users.setdefault((symbol, before), {})[rule, place] = None
-                places = dict.fromkeys(behind for before in places for behind in self.of(symbol, before))
-            yield from (completed(production, last) for last in places)
+    def _behind(self, form: FormId, place: Place) -> Iterator[Place]:
+        user = form, place
+        for not_before in self._forms.forms[form].ends:
+            yield completed(not_before, place)
+        for symbol, rest in self._forms.forms[form].edges:
+            if not isinstance(symbol, Token):
+                self._ask(self._forms.of_rule[symbol], place, user)
+            for between in tuple(self.of(symbol, place)):
+                self._ask(rest, between, user)
+                yield from tuple(self._known[rest, between])
 
-    def _ask(self, rule: Rule, place: Place) -> None:
-        if (rule, place) not in self._known:
-            self._known[rule, place] = {}
-            self._waiting.append((rule, place))
+    def _ask(self, form: FormId, place: Place, user: tuple[FormId, Place] | None = None) -> None:
+        key = form, place
+        if key not in self._known:
+            self._known[key] = {}
+            self._waiting.append(key)
+        if user is not None:
+            self._users.setdefault(key, {})[user] = None
 
     def _count(self, num_found: int) -> None:
         self._num_variants += num_found
@@ -232,74 +248,90 @@ class _Exits:
             )
 
 
-def completed(production: Production, place: Place) -> Place:
+def completed(not_before: frozenset[str], place: Place) -> Place:
     """Return the place behind a production whose last symbol leads to this one."""
-    return Place(place.scanner, place.watch, place.not_before | production.not_before)
+    return Place(place.scanner, place.watch, place.not_before | not_before)
+
+
+_Way: TypeAlias = tuple[FormId, Place, Place]
+"""A form, the place before it, the place behind it."""
 
 
 class _Rules:
-    """Writes the rules that are referred to."""
+    """Writes the rules that are referred to: those of the grammar, and ways that several have in common."""
 
-    def __init__(self, grammar: TokenGrammar, tokens: _Tokens, exits: _Exits) -> None:
-        self._grammar = grammar
+    def __init__(self, grammar: TokenGrammar, forms: Forms, tokens: _Tokens, exits: _Exits) -> None:
+        self._forms = forms
         self._tokens = tokens
         self._exits = exits
-        self._rules: dict[str, Expression] = {}
-        self._names: dict[tuple[Rule, Place, Place], str] = {}
-        self._waiting: list[tuple[Rule, Place, Place]] = []
+        self._label = dict(zip(forms.of_rule, grammar.names, strict=True))
+        self._names: dict[_Way, str] = {}
+        self._steps: dict[_Way, list[tuple[Reference, _Way]]] = {}
 
-    def reference(self, symbol: Rule | Token, before: Place, behind: Place) -> Reference:
-        """Return the call of a symbol that leads from one place to another."""
-        if isinstance(symbol, Token):
-            return self._tokens.exits(symbol, before)[behind]
-        key = (symbol, before, behind)
-        if key not in self._names:
-            self._names[key] = f"rule {self._grammar.names[symbol]} {len(self._names)}"
-            self._waiting.append(key)
-        return Reference(self._names[key])
+    def reference(self, rule: Rule, before: Place, behind: Place) -> Reference:
+        """Return the call of a rule that leads from one place to another."""
+        return self._named((self._forms.of_rule[rule], before, behind))
 
     def run(self) -> dict[str, Expression]:
         """Return all rules that were referred to."""
-        while self._waiting:
-            rule, before, behind = key = self._waiting.pop()
-            options = [
-                option
-                for index, production in enumerate(self._grammar.productions[rule])
-                for option in self._options(production, before, behind, f"{self._names[key]}.{index}")
-            ]
-            self._rules[self._names[key]] = Alternation(tuple(options))
-        return self._rules
+        num_uses: dict[_Way, int] = {}
+        todo = list(self._names)
+        while todo:
+            way = todo.pop()
+            if way not in self._steps:
+                num_names = len(self._names)
+                steps = self._steps[way] = self._steps_of(way)
+                for _, rest in steps:
+                    num_uses[rest] = num_uses.get(rest, 0) + 1
+                todo.extend(rest for _, rest in steps)
+                todo.extend(list(self._names)[num_names:])
+        for way, uses in num_uses.items():
+            if uses > 1 and self._steps[way]:
+                self._named(way)
+        rules: dict[str, Expression] = {}
+        todo = list(self._names)
+        while todo:
+            way = todo.pop()
+            num_names = len(self._names)
+            rules[self._names[way]] = self._expression(way, 0)
+            todo.extend(list(self._names)[num_names:])
+        return rules
 
-    def _options(self, production: Production, before: Place, behind: Place, name: str) -> list[Expression]:
-        """Return the ways of a production from one place to another."""
-        symbols = production.symbols
-        layers: list[Collection[Place]] = [(before,)]
-        for symbol in symbols:
-            layers.append(dict.fromkeys(to for place in layers[-1] for to in self._exits.of(symbol, place)))
-        # The way from each place of a layer to the end, from the last layer to the first.
-        ways: dict[Place, Expression] = {place: EMPTY for place in layers[-1] if completed(production, place) == behind}
-        for index in reversed(range(len(symbols))):
-            found: dict[Place, Expression] = {}
-            for place in layers[index]:
-                options = [
-                    _followed(self.reference(symbols[index], place, to), ways[to])
-                    for to in self._exits.of(symbols[index], place)
-                    if to in ways
-                ]
-                if options:
-                    found[place] = options[0] if len(options) == 1 else Alternation(tuple(options))
-            # What several places may lead to is written once.
-            is_shared = index > 0 and len(layers[index - 1]) > 1
-            ways = {place: self._named(f"{name}.{index}", way) for place, way in found.items()} if is_shared else found
-        return [ways[before]] if before in ways else []
+    def _steps_of(self, way: _Way) -> list[tuple[Reference, _Way]]:
+        """Return each symbol that may come next, and the way behind it."""
+        form, before, behind = way
+        return [
+            (
+                self._tokens.exits(symbol, before)[between]
+                if isinstance(symbol, Token)
+                else self.reference(symbol, before, between),
+                (rest, between, behind),
+            )
+            for symbol, rest in self._forms.forms[form].edges
+            for between in self._exits.of(symbol, before)
+            if behind in self._exits.behind(rest, between)
+        ]
 
-    def _named(self, name: str, expression: Expression) -> Reference:
-        name = f"{name} {len(self._rules)}"
-        self._rules[name] = expression
-        return Reference(name)
+    def _named(self, way: _Way) -> Reference:
+        if way not in self._names:
+            self._names[way] = f"rule {self._label.get(way[0], '')} {len(self._names)}"
+        return Reference(self._names[way])
 
+    def _expression(self, way: _Way, depth: int) -> Expression:
+        """Return the texts of a way; what stands at a greater depth than _MAX_DEPTH is a rule of its own."""
+        options: list[Expression] = [EMPTY] if self._may_end(way) else []
+        for symbol, rest in self._steps[way]:
+            parts: list[Expression] = [symbol]
+            while rest not in self._names and len(self._steps[rest]) == 1 and not self._may_end(rest):
+                ((symbol, rest),) = self._steps[rest]
+                parts.append(symbol)
+            if rest in self._names or (self._steps[rest] and depth == _MAX_DEPTH):
+                parts.append(self._named(rest))
+            elif self._steps[rest]:
+                parts.append(self._expression(rest, depth + 1))
+            options.append(parts[0] if len(parts) == 1 else Sequence(tuple(parts)))
+        return options[0] if len(options) == 1 else Alternation(tuple(options))
 
-def _followed(first: Expression, rest: Expression) -> Expression:
-    if rest is EMPTY:
-        return first
-    return Sequence((first, *rest.parts) if isinstance(rest, Sequence) else (first, rest))
+    def _may_end(self, way: _Way) -> bool:
+        form, before, behind = way
+        return any(completed(not_before, before) == behind for not_before in self._forms.forms[form].ends)
