@@ -122,7 +122,7 @@ class Configurations:
     def num_bytes(self) -> int:
         """Bytes of the tables, the stores and the masks."""
         arrays = (*self.tables, *self._arena, *self._scratch, *self.spans.arrays)
-        return sum(array.nbytes for array in arrays) + self._num_mask_bytes
+        return sum(array.nbytes for array in arrays) + self.lexemes.num_bytes + self._num_mask_bytes
 
     @property
     def _num_mask_bytes(self) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from services.constraint.core.batch import REJECTED, Batch
 from services.constraint.core.compiled_grammar import FORMAT_VERSION, CompiledGrammar, CorruptGrammarError
-from services.constraint.core.grammar import Automaton, ByteRange, Bytes, Grammar, Repeat, Sequence
+from services.constraint.core.grammar import Automaton, ByteRange, Bytes, Grammar, Reference, Repeat, Sequence
 from services.constraint.core.heap import keep_freed_memory
 from services.constraint.core.hot_states import HotStates, adopt, hot_states, num_known
 from services.constraint.core.interning import rehashed
@@ -24,7 +24,9 @@ from services.vocabulary import allowed_token_ids, bitmask_words
 _READY_BYTES = 64 << 20
 # Between them these reach every kernel.
 _LETTER = ByteRange(97, 122)
+_WORD = Automaton(0, (1,), ((0, 97, 122, 1), (1, 97, 122, 1)))
 _WARM_UP = (
+    Sequence((Reference("word"), Reference("word"), Repeat(Bytes(b"-"), 1, None), Reference("word"))),
     Sequence((Bytes(b"a"), Repeat(Sequence((ByteRange(97, 98), _LETTER)), 0, 1000), Bytes(b"zz"))),
     Sequence((Repeat(_LETTER, 2, 100), Bytes(b"-"), Repeat(_LETTER, 1, None), Bytes(b"-"))),
     Sequence((Repeat(_LETTER, 0, None), Bytes(b"zz"))),
@@ -59,7 +61,8 @@ def warm_up(trie: TokenTrie, common: Grammar | None = None) -> None:
     keep_freed_memory(_READY_BYTES)
     rehashed(np.zeros(1, np.int64), 0, 0, 2)  # otherwise first met when a grammar outgrows its stores
     for expression in _WARM_UP:
-        compiled = CompiledGrammar.from_bytes(compile_grammar(Grammar("start", {"start": expression})).to_bytes())
+        grammar = Grammar("start", {"start": expression, "word": _WORD}, frozenset(("word",)))
+        compiled = CompiledGrammar.from_bytes(compile_grammar(grammar).to_bytes())
         matcher = Matcher(compiled, trie, is_common=True)
         state = matcher.start
         for _ in range(_WARM_UP_TOKENS):

@@ -35,6 +35,12 @@ class GrammarLexemes:
         self._first, self._ends = _first_bytes(memory, self._num_states if len(self._states) else 0)
         self.arrays = self._numbered()
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of what is the grammar's own."""
+        x = self.arrays
+        return sum(array.nbytes for array in (x.state_lexeme, x.state_first, x.state_ends, self._starts, self._edges))
+
     def provide(self, tries: list[int], lexemes: list[int]) -> bool:
         """Make the tables that a kernel found missing; tell whether `arrays` are others now."""
         if self._generation.is_full:
