@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 SCRIPT = """
-from services.constraint.core import distances, interning, kernel, masks, span_search, spans, trie, trie_layout
+from services.constraint.core import distances, interning, kernel, lexeme_search, lexemes, masks
+from services.constraint.core import span_search, spans, trie, trie_layout
 from services.constraint.core.engine import CompiledGrammar, Matcher, TokenTrie, compile_grammar, warm_up
 from services.constraint.core.grammar import *
 from services.constraint.sources.json_schema.keys import any_key_but
@@ -14,7 +15,9 @@ from services.vocabulary import allowed_token_ids
 from tests.support.grammars import vocabulary
 
 def variants():
-    modules = (distances, interning, kernel, masks, span_search, spans, trie, trie_layout)
+    modules = (
+        distances, interning, kernel, lexeme_search, lexemes, masks, span_search, spans, trie, trie_layout
+    )
     return {name: len(f.signatures) for m in modules for name, f in vars(m).items() if hasattr(f, "signatures")}
 
 tokens = TokenTrie(vocabulary((("a", "b"), ("ab", "a"))))
@@ -22,8 +25,13 @@ warm_up(tokens)
 before = variants()
 words = Literals((b"abab", b"c"))
 loops = (Repeat(ByteRange(97, 122), 3, 200), Repeat(ByteRange(48, 90), 1, None), Repeat(ByteRange(97, 99), 1, 200))
-item = Alternation((Reference("start"), *loops, Bytes("한".encode()), words, any_key_but(["a", "ab"])))
-grammar = Grammar("start", {"start": Sequence((Bytes(b"[abab"), Repeat(item, 0, 100), Bytes(b"]")))})
+calls = (Reference("start"), Reference("name"))
+item = Alternation((*calls, *loops, Bytes("한".encode()), words, any_key_but(["a", "ab"])))
+grammar = Grammar(
+    "start",
+    {"start": Sequence((Bytes(b"[abab"), Repeat(item, 0, 100), Bytes(b"]"))), "name": loops[1]},
+    frozenset(("name",)),
+)
 for forcing in ("canonical", "off"):
     matcher = Matcher(CompiledGrammar.from_bytes(compile_grammar(grammar).to_bytes()), tokens, forcing=forcing)
     state = matcher.start
