@@ -20,6 +20,8 @@ from services.constraint.core.regex.parse import parse
 from services.constraint.sources.source import BuiltSource, ConstraintSource, KeywordReport
 from services.rpckit.status import GrammarTooLarge, InvalidRequest, ServiceError
 
+# Its automaton takes the square of it.
+MAX_DELIMITER_CHARACTERS: Final = 1_000
 # The fewest bytes of a JSON text.
 _MIN_JSON_BYTES: Final = 1
 
@@ -80,7 +82,18 @@ class Parts:
 
 
 def until(delimiter: str) -> Expression:
-    """Return the texts that end with a delimiter and have it nowhere else."""
+    """Return the texts that end with a delimiter and have it nowhere else.
+
+    Raises:
+        GrammarTooLarge: more than MAX_DELIMITER_CHARACTERS.
+    """
+    if len(delimiter) > MAX_DELIMITER_CHARACTERS:
+        raise GrammarTooLarge(
+            f"the delimiter has {len(delimiter)} characters; the limit max_delimiter_characters is "
+            f"{MAX_DELIMITER_CHARACTERS}",
+            limit="max_delimiter_characters",
+            value=MAX_DELIMITER_CHARACTERS,
+        )
     # As `re` matches it: it stops at the first delimiter that it comes to.
     first = automaton.to_early_dfa(parse(f"(?s:.*?){re.escape(delimiter)}", "python"))
     expression = first.to_automaton(encoding.utf8)
