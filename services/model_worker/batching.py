@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from services.model_worker.sequence import Logits, Step, Transaction
 
 SHORT_TOKENS = 16
-"""A step with so many tokens left, or fewer, is run whole and before the others."""
+"""A step with so many tokens left, or fewer, comes before the others."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class PendingStep:
     num_cached_tokens: int = 0
     """Those among them that others had put there."""
     latest_round: int = 0
-    """When a part of the step went through the model last."""
+    """When the step began, or a part of it went through the model last."""
     started_s: float | None = None
     forward_s: float = 0.0
     rows: list[Logits] = field(default_factory=list)
@@ -86,23 +86,24 @@ def startable(waiting: Iterable[PendingStep], running: Iterable[PendingStep]) ->
 def plan_batch(running: Iterable[PendingStep], max_tokens: int) -> list[Chunk]:
     """Fill one forward pass with at most `max_tokens`.
 
-    Short steps come first, oldest first: decode steps and what is forced with them cost little, somebody waits for each
-    of them, and they are over after it. What is left, at least `SHORT_TOKENS` so that nothing starves, goes to the long
-    ones in turn: first who has waited longest since its latest part. Whoever would compute the same block as somebody
-    before it waits a round and finds it in the cache.
+    Short steps come first, oldest first: decode steps and what is forced with them cost little, and somebody waits for
+    each of them. What is left, and a little that is kept for it so that nothing starves, goes to the long ones in turn:
+    first who has waited longest since its latest part. Whoever would compute the same block as somebody before it waits
+    a round and finds it in the cache.
     """
-    by_turn = sorted(running, key=lambda pending: (pending.latest_round, pending.arrived_s))
-    short = [pending for pending in by_turn if pending.num_left <= SHORT_TOKENS]
-    long = [pending for pending in by_turn if pending.num_left > SHORT_TOKENS]
+    by_age = sorted(running, key=lambda pending: pending.arrived_s)
+    short = [pending for pending in by_age if pending.num_left <= SHORT_TOKENS]
+    long = [pending for pending in by_age if pending.num_left > SHORT_TOKENS]
     chunks = []
-    planned_keys: set[bytes] = set()
-    budget = max_tokens - (SHORT_TOKENS if long else 0)
+    kept = min(SHORT_TOKENS, max_tokens // 2) if long else 0
+    budget = max_tokens - kept
     for pending in short:
-        if pending.num_left <= budget:
-            chunks.append(Chunk(pending, pending.num_left))
-            budget -= pending.num_left
-    budget += SHORT_TOKENS if long else 0
-    for pending in long:
+        if budget > 0:
+            chunks.append(Chunk(pending, min(pending.num_left, budget)))
+            budget -= chunks[-1].num_tokens
+    budget += kept
+    planned_keys: set[bytes] = set()
+    for pending in sorted(long, key=lambda pending: pending.latest_round):
         assert pending.transaction is not None
         key = pending.transaction.next_key(pending.num_done)
         if budget == 0 or key in planned_keys:

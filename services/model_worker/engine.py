@@ -216,6 +216,7 @@ class Engine:
                 self._fail(pending, error)
                 continue
             pending.num_done = pending.num_cached_tokens = pending.transaction.num_cached_tokens
+            pending.latest_round = self._num_rounds
             self._waiting.remove(pending)
             self._running.append(pending)
 

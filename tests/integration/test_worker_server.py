@@ -10,6 +10,8 @@ import pytest
 from espalier.v1 import model_worker_pb2 as pb
 from espalier.v1 import model_worker_pb2_grpc, types_pb2
 
+from services.model_worker.model.kernels import NotDeterministicError
+from services.model_worker.sequence import Step
 from services.model_worker.service import WorkerService
 from services.model_worker.servicer import ModelWorkerServicer
 from services.model_worker.settings import WorkerSettings
@@ -182,3 +184,32 @@ async def test_streams_are_batched_together_and_stay_apart(worker: Worker) -> No
     results = await asyncio.gather(*(decode(str(i), text) for i, text in enumerate(texts)))
     for text, logits in zip(texts, results, strict=True):
         np.testing.assert_allclose(logits, prefill_logits(text), atol=TOLERANCE)
+
+
+async def test_deterministic_mode_is_a_setting() -> None:
+    service = WorkerService(WorkerSettings.read(["--model", "toy", "--num-threads", "2", "--deterministic"]))
+    await service.start()
+    texts = [random_tokens(length, seed=length) for length in (40, 3, 170)]
+    together = service.engine.submit(
+        [Step(sequence_id=f"together {i}", position=0, token_ids=text) for i, text in enumerate(texts)]
+    )
+    rows_together = [future.result(timeout=20).logits for future in together]
+    for i, text in enumerate(texts):
+        _, last = service.engine.submit(
+            [
+                Step(sequence_id=f"alone {i}", position=0, token_ids=text[:-1]),
+                Step(sequence_id=f"alone {i}", position=len(text) - 1, token_ids=text[-1:]),
+            ]
+        )
+        assert np.array_equal(last.result(timeout=20).logits, rows_together[i])
+    await service.stop()
+
+
+async def test_a_machine_without_deterministic_kernels_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def impossible(_: object) -> None:
+        raise NotDeterministicError("rows differ here")
+
+    monkeypatch.setattr("services.model_worker.service.deterministic_kernels", impossible)
+    service = WorkerService(WorkerSettings.read(["--model", "toy", "--deterministic"]))
+    with pytest.raises(InvalidRequest, match="rows differ here"):
+        await service.start()

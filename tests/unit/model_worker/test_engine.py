@@ -331,6 +331,33 @@ def test_the_next_token_waits_for_one_piece_of_anothers_prompt(monkeypatch: pyte
     assert num_tokens >= 11
 
 
+def test_new_prompts_all_the_time_do_not_hold_up_an_old_one() -> None:
+    driven = DrivenEngine(max_batch_tokens=32, num_blocks=600)
+    (old,) = driven.submit(Step(sequence_id="old", position=0, token_ids=random_tokens(200)))
+    for i in range(40):
+        driven.submit(Step(sequence_id=str(i), position=0, token_ids=random_tokens(60, seed=1 + i)))
+        driven.engine.step()
+    assert old.done()
+
+
+@pytest.mark.parametrize("max_batch_tokens", [16, 32])
+def test_the_end_of_a_prompt_and_many_decode_steps_do_not_hold_up_each_other(max_batch_tokens: int) -> None:
+    driven = DrivenEngine(max_batch_tokens=max_batch_tokens, num_blocks=600)
+    for i in range(64):
+        driven.one(str(i), 0, (5,))
+    positions = [1] * 64
+    decodes: list[Future[StepOutcome] | None] = [None] * 64
+    (prompt,) = driven.submit(Step(sequence_id="prompt", position=0, token_ids=TOKENS[:50]))
+    for _ in range(24):  # each sends its next step as soon as it has an answer: more than a batch holds, all the time
+        for i, future in enumerate(decodes):
+            if future is None or future.done():
+                (decodes[i],) = driven.submit(Step(sequence_id=str(i), position=positions[i], token_ids=(5,)))
+                positions[i] += 1
+        driven.engine.step()
+    assert prompt.done()
+    assert min(positions) >= 3
+
+
 def test_more_short_steps_than_one_batch_holds_leave_room_for_a_prompt() -> None:
     driven = DrivenEngine(max_batch_tokens=32, num_blocks=600)
     for i in range(64):
