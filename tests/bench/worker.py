@@ -1,10 +1,10 @@
 """Times the worker's engine: `python -m tests.bench.worker [MODEL] [--threads N] [--dtype float32] [--beside]`.
 
-Prints, for the fast kernels and in deterministic mode: tokens a second of 1, 8 and 32 sequences that decode together
-behind 200 tokens each, and of one that reads a prompt (the best of several, as other processes disturb); the time to a
-prompt's first token without and with a beginning of 1,000 tokens that another had brought into the cache; the time
-between the tokens of one sequence, alone and while another reads 4,000 tokens. With `--beside`, decoding of
-`transformers` on the same file.
+Prints the time of all matrix products of the layers, as PyTorch's `F.linear` and as the worker has them. Then, for the
+fast kernels and in deterministic mode: tokens a second of 1, 8 and 32 sequences that decode together behind 200 tokens
+each, and of one that reads a prompt (the best of several, as other processes disturb); the time to a prompt's first
+token without and with a beginning of 1,000 tokens that another had brought into the cache; the time between the tokens
+of one sequence, alone and while another reads 4,000 tokens. With `--beside`, decoding of `transformers` on that file.
 """
 
 from __future__ import annotations
@@ -24,9 +24,12 @@ from services.model_worker.engine import Engine
 from services.model_worker.kv_cache import KvCache
 from services.model_worker.loading import LoadedModel, find_gguf, load_model
 from services.model_worker.model.kernels import FAST, deterministic_kernels
+from services.model_worker.model.linear import Linear, MakeProduct, PlainProduct, fastest_product
+from services.model_worker.model.transformer import Transformer
 from services.model_worker.sequence import Step
 
 BATCHES = (1, 8, 32)
+ROWS = (1, 2, 8, 32, 128)
 CONTEXT_TOKENS = 200
 DECODED_TOKENS = 12
 PREFIX_TOKENS = 1000
@@ -139,6 +142,31 @@ def measure(bench: Bench) -> None:
     )
 
 
+@torch.inference_mode()
+def measure_products(model: Transformer) -> None:
+    """Time the products of all layers with some rows: as PyTorch has them, and as they are prepared."""
+    weights = [module.weight for block in model.blocks for module in block.modules() if isinstance(module, Linear)]
+    kinds: dict[str, MakeProduct] = {
+        "F.linear": PlainProduct,
+        "fast": fastest_product,
+        "deterministic": deterministic_kernels(model.config).make_product,
+    }
+    print(f"products with the {len(weights)} matrices of all layers")
+    for name, make in kinds.items():
+        products = [(make(weight), weight) for weight in weights]
+        results = []
+        for num_rows in ROWS:
+            inputs = {weight.shape[1]: torch.randn(num_rows, weight.shape[1]).to(weight.dtype) for weight in weights}
+            times = []
+            for _ in range(6):
+                started = time.perf_counter()
+                for product, weight in products:
+                    product(inputs[weight.shape[1]])
+                times.append(time.perf_counter() - started)
+            results.append(f"{num_rows} rows: {min(times) * 1e3:.1f} ms")
+        print(f"  {name}: {', '.join(results)}", flush=True)
+
+
 def measure_transformers(path: Path, dtype: torch.dtype) -> None:
     """Time the same decoding; padding-free, as all sequences are equally long."""
     import transformers
@@ -169,6 +197,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     dtype = getattr(torch, options.dtype)
+    measure_products(load_model(options.model, dtype).model)
     for title in ("fast", "deterministic"):
         started = time.perf_counter()
         loaded = load_model(options.model, dtype)
