@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
@@ -12,26 +13,24 @@ from typing import Final, Literal, TypeVar
 
 import structlog
 
-from services.constraint import metrics, stored_grammar
-from services.constraint.cache import GrammarStore
+from services.constraint import metrics
+from services.constraint.cache import FleetCache, Store, WarmExchange, Warmth, digest_of, engine_version
 from services.constraint.checks import TokenClasses, checked
 from services.constraint.compiling import CompileLimits, put_in_force
 from services.constraint.composite_matcher import AnyMatcher, CompositeMatcher, PartMatcher
-from services.constraint.core import engine
 from services.constraint.core.engine import (
     CompiledGrammar,
-    CorruptGrammarError,
     Forcing,
     Matcher,
     MatcherLimits,
     TokenTrie,
 )
 from services.constraint.job_processes import JobCrashedError, JobProcesses, JobTimedOutError
-from services.constraint.leases import GrammarTable, Lease, digest_of
+from services.constraint.leases import GrammarTable, Lease
 from services.constraint.settings import ConstraintSettings
 from services.constraint.sources import ConstraintSource, SourceOptions, read_schema
 from services.constraint.special_token import SpecialToken
-from services.constraint.stored_grammar import StoredGrammar
+from services.constraint.stored_grammar import GrammarReport, StoredGrammar
 from services.rpckit.status import GrammarTooLarge, OutOfCapacity
 
 CacheLevel = Literal["memory", "redis", "compiled"]
@@ -50,6 +49,26 @@ class Found:
     level: CacheLevel
 
 
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    """A grammar as it is stored, and as it is used."""
+
+    stored: StoredGrammar
+    grammar: CompiledGrammar
+
+    @property
+    def report(self) -> GrammarReport:
+        return self.stored.report
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> _Compiled:
+        return cls.of(StoredGrammar.from_bytes(data))
+
+    @classmethod
+    def of(cls, stored: StoredGrammar) -> _Compiled:
+        return cls(stored, CompiledGrammar.from_bytes(stored.compiled))
+
+
 class GrammarCompiler:
     """Compiled grammars of one vocabulary.
 
@@ -63,7 +82,7 @@ class GrammarCompiler:
         trie: TokenTrie,
         classes: TokenClasses,
         vocabulary_digest: str,
-        store: GrammarStore,
+        store: Store,
         processes: JobProcesses,
         threads: Executor,
         builders: Executor,
@@ -74,7 +93,6 @@ class GrammarCompiler:
         self._settings = settings
         self._trie = trie
         self._classes = classes
-        self._store = store
         self._processes = processes
         self._threads = threads
         self._builders = builders
@@ -89,7 +107,19 @@ class GrammarCompiler:
         # As many as there are processes, so that waiting for one is not part of a compile's time.
         self._slots = asyncio.Semaphore(settings.num_compile_processes)
         self._running: dict[str, asyncio.Task[Found]] = {}
-        self._background: set[asyncio.Task[None]] = set()
+        self._shared = FleetCache(
+            store,
+            decode=lambda payload: _run_in(builders, lambda: _Compiled.from_bytes(payload)),
+            encode=lambda compiled: compiled.stored.to_bytes(),
+            limits=f"{self._limits} {settings.max_compile_s} {settings.max_compile_memory_bytes}",
+            lock_s=settings.redis_lock_s,
+            max_lock_wait_s=settings.redis_lock_wait_s,
+            refusal_ttl_s=settings.refusal_ttl_s,
+        )
+        self._warm = WarmExchange(
+            store, builders, interval_s=settings.warm_interval_s, max_mask_bytes=settings.warm_mask_bytes
+        )
+        self._telling = asyncio.create_task(self._warm.run(self.table.warmths))
 
     async def find(self, source: ConstraintSource, options: SourceOptions, forcing: Forcing) -> Found:
         """Find a grammar or compile it.
@@ -106,8 +136,7 @@ class GrammarCompiler:
                 options,
                 forcing,
                 vocabulary_digest=self.vocabulary_digest,
-                engine_version=engine.FORMAT_VERSION,
-                format_version=stored_grammar.FORMAT_VERSION,
+                version=engine_version(),
             ),
         )
         lease = self.table.find(grammar_id)
@@ -139,10 +168,12 @@ class GrammarCompiler:
 
     async def close(self) -> None:
         """End what is running."""
-        tasks = [*self._running.values(), *self._background]
+        tasks = [*self._running.values(), self._telling]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._warm.close()
+        await self._shared.close()
 
     def _forget(self, grammar_id: str, task: asyncio.Task[Found]) -> None:
         self._running.pop(grammar_id, None)
@@ -150,48 +181,55 @@ class GrammarCompiler:
             task.exception()  # looked at, or asyncio would complain where every caller has gone
 
     async def _make(self, grammar_id: str, source: ConstraintSource, options: SourceOptions, forcing: Forcing) -> Found:
-        level: CacheLevel = "redis"
-        stored = await self._store.get(grammar_id)
-        compiled = None if stored is None else await self._read(grammar_id, stored)
-        if stored is None or compiled is None:
-            level = "compiled"
-            started = time.perf_counter()
-            stored = await self._compile(source, options)
-            compiled = await _run_in(self._builders, lambda: CompiledGrammar.from_bytes(stored.compiled))
-            seconds = time.perf_counter() - started
-            metrics.COMPILE_SECONDS.observe(seconds)
-            _log.info("compiled", grammar_id=grammar_id, kind=source.kind, ms=round(seconds * 1e3, 1))
-            # The answer does not wait for Redis.
-            task = asyncio.create_task(self._store.put(grammar_id, stored))
-            self._background.add(task)
-            task.add_done_callback(self._background.discard)
-        parts = await asyncio.gather(*(self._part(hole, options, forcing) for hole in stored.holes))
-        matcher = await _run_in(
-            self._builders, lambda: self._matcher(compiled, stored, source, options, forcing, parts)
+        compiled, is_found = await self._shared.find_or_make(grammar_id, lambda: self._compiled(source, options))
+        level: CacheLevel = "redis" if is_found else "compiled"
+        if is_found:
+            metrics.COMPILE_SAVED_SECONDS.inc(max(0.0, compiled.report.compile_seconds))
+        else:
+            _log.info(
+                "compiled",
+                grammar_id=grammar_id,
+                kind=source.kind,
+                ms=round(compiled.report.compile_seconds * 1e3, 1),
+            )
+        parts = await asyncio.gather(*(self._part(hole, options, forcing) for hole in compiled.report.holes))
+        lease = await _run_in(
+            self._builders, lambda: self._lease(grammar_id, compiled, source, options, forcing, parts)
         )
-        lease = Lease(grammar_id, matcher, stored.keywords)
         self.table.add(lease)
+        if is_found and lease.warmth is not None:
+            self._warm.take_in(lease.warmth)
         metrics.LOOKUPS.labels(level).inc()
         return Found(lease, level)
 
-    def _matcher(
+    async def _compiled(self, source: ConstraintSource, options: SourceOptions) -> _Compiled:
+        started = time.perf_counter()
+        stored = await self._compile(source, options)
+        compiled = await _run_in(self._builders, lambda: _Compiled.of(stored))
+        metrics.COMPILE_SECONDS.observe(time.perf_counter() - started)
+        return compiled
+
+    def _lease(
         self,
-        compiled: CompiledGrammar,
-        stored: StoredGrammar,
+        grammar_id: str,
+        compiled: _Compiled,
         source: ConstraintSource,
         options: SourceOptions,
         forcing: Forcing,
         parts: Sequence[PartMatcher],
-    ) -> AnyMatcher:
-        matcher = Matcher(
-            compiled, self._trie, forcing=forcing, limits=self._matcher_limits, has_holes=bool(stored.holes)
+    ) -> Lease:
+        report = compiled.report
+        inner = Matcher(
+            compiled.grammar, self._trie, forcing=forcing, limits=self._matcher_limits, has_holes=bool(report.holes)
         )
-        if stored.holes:
-            return CompositeMatcher(matcher, parts, min_bytes=stored.min_bytes or 0, limits=self._matcher_limits)
-        if stored.inexact is None:
-            return matcher
-        put_in_force(self._limits)  # as in the process that compiled it
-        return checked(matcher, read_schema(source, options), stored.inexact, self._classes)
+        matcher: AnyMatcher = inner
+        if report.holes:
+            matcher = CompositeMatcher(inner, parts, min_bytes=report.min_bytes or 0, limits=self._matcher_limits)
+        elif report.inexact is not None:
+            put_in_force(self._limits)  # as in the process that compiled it
+            matcher = checked(inner, read_schema(source, options), report.inexact, self._classes)
+        warmth = Warmth(grammar_id, inner, hashlib.sha256(compiled.stored.compiled).digest())
+        return Lease(grammar_id, matcher, report.keywords, warmth)
 
     async def _part(self, hole: ConstraintSource, options: SourceOptions, forcing: Forcing) -> PartMatcher:
         """Find or compile what stands in a hole: a grammar like any other, with a place in memory and in Redis."""
@@ -229,14 +267,6 @@ class GrammarCompiler:
         finally:
             self._slots.release()
         return stored
-
-    async def _read(self, grammar_id: str, stored: StoredGrammar) -> CompiledGrammar | None:
-        try:
-            return await _run_in(self._builders, lambda: CompiledGrammar.from_bytes(stored.compiled))
-        except CorruptGrammarError as error:
-            _log.warning("a cached grammar cannot be read and is dropped", grammar_id=grammar_id, error=str(error))
-            await self._store.discard(grammar_id)
-            return None
 
 
 def _texts_of(source: ConstraintSource) -> Iterator[str]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import sys
+import time
 import traceback
 from dataclasses import dataclass, fields
 from typing import Any, Final, Self
 
 from services.constraint.core.engine import DEFAULT_MAX_STATES, compile_grammar
 from services.constraint.sources import ConstraintSource, SourceOptions, build
-from services.constraint.stored_grammar import StoredGrammar
+from services.constraint.stored_grammar import GrammarReport, StoredGrammar
 from services.rpckit.status import GrammarTooLarge, ServiceError
 
 # Where the limits of sources are met: deep inside of recursive walks, so each is a constant beside its walk.
@@ -75,6 +76,7 @@ def compile_source(
         ServiceError: a bug; its traceback is on stderr.
     """
     put_in_force(limits)
+    started = time.perf_counter()
     try:
         built = build(source, options)
         compiled = compile_grammar(built.grammar, max_states=limits.max_states)
@@ -82,7 +84,9 @@ def compile_source(
         if built.holes:
             filled = compile_grammar(built.grammar, max_states=limits.max_states, are_holes_filled=True)
             min_bytes = filled.min_bytes
-        return StoredGrammar(compiled.to_bytes(), built.keywords, built.inexact, built.holes, min_bytes)
+        seconds = time.perf_counter() - started
+        report = GrammarReport(built.keywords, built.inexact, built.holes, min_bytes, source.kind, seconds)
+        return StoredGrammar(compiled.to_bytes(), report)
     except RecursionError:
         name = "max_schema_depth" if source.kind == "json_schema" else "max_group_depth"
         value = getattr(limits, name)

@@ -6,26 +6,26 @@ has the epoch of the matcher that numbered it, and no other matcher takes it.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import OrderedDict
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Final
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
 
 from services.constraint import metrics
+from services.constraint.cache.warm import Warmth
 from services.constraint.composite_matcher import AnyMatcher
-from services.constraint.core.matcher import Forcing
-from services.constraint.sources import ConstraintSource, KeywordReport, SourceOptions
+from services.constraint.sources import KeywordReport
 from services.rpckit.status import LeaseExpired
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A grammar that is held."""
+    """A grammar that is held. `warmth` is of what other replicas may learn from it."""
 
     grammar_id: str
     matcher: AnyMatcher
     keywords: tuple[KeywordReport, ...]
+    warmth: Warmth | None = None
 
 
 class GrammarTable:
@@ -44,6 +44,10 @@ class GrammarTable:
     def num_bytes(self) -> int:
         """Bytes of all grammars, as of when each was last used."""
         return self._total_bytes
+
+    def warmths(self) -> Iterator[Warmth]:
+        """Return what other replicas may learn from."""
+        return (lease.warmth for lease in self._leases.values() if lease.warmth is not None)
 
     def find(self, grammar_id: str) -> Lease | None:
         """Find a grammar, which makes it the most recently used."""
@@ -98,60 +102,3 @@ class GrammarTable:
     def _drop(self, grammar_id: str) -> None:
         if self._leases.pop(grammar_id, None) is not None:
             self._total_bytes -= self._num_bytes.pop(grammar_id)
-
-
-def digest_of(
-    source: ConstraintSource,
-    options: SourceOptions,
-    forcing: Forcing,
-    *,
-    vocabulary_digest: str,
-    engine_version: int,
-    format_version: int,
-) -> str:
-    """Digest what a compiled grammar depends on.
-
-    White space in a JSON Schema is not part of it, nor is the order of documents; the order of members is.
-    """
-    documents = sorted((uri, canonical_json(schema)) for uri, schema in options.documents)
-    options = replace(options, documents=tuple(documents))
-    parts = [
-        format_version,
-        engine_version,
-        vocabulary_digest,
-        _source_parts(source),
-        asdict(options),
-        forcing,
-    ]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def _source_parts(source: ConstraintSource) -> list[Any]:
-    text = source.text
-    if source.kind == "json_schema" and text is not None:
-        text = canonical_json(text)
-    return [source.kind, text, source.choices, [_source_parts(part) for part in source.parts]]
-
-
-def canonical_json(text: str) -> str:
-    """Rewrite a JSON text so that two texts are equal exactly when they differ in white space and string escapes alone.
-
-    Member order, repeated members and the spelling of numbers are kept. What is not JSON is returned as it is: the
-    compiler says what is wrong.
-    """
-
-    def tagged(tag: str) -> Any:
-        # Objects become arrays of pairs under a tag, so that no text of the source can look like a tag.
-        return lambda value: {tag: value}
-
-    try:
-        value = json.loads(
-            text,
-            object_pairs_hook=tagged("object"),
-            parse_int=tagged("integer"),
-            parse_float=tagged("number"),
-            parse_constant=tagged("constant"),
-        )
-        return json.dumps(value, separators=(",", ":"))
-    except (ValueError, RecursionError):
-        return text

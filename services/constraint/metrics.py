@@ -18,3 +18,20 @@ VALIDATIONS = Counter("espalier_constraint_validations", "Validated texts by out
 GRAMMARS_HELD = Gauge("espalier_constraint_grammars_held", "Compiled grammars in memory.")
 GRAMMAR_BYTES = Gauge("espalier_constraint_grammar_bytes", "Memory of compiled grammars and their masks.")
 STORE_FAILURES = Counter("espalier_constraint_store_failures", "Redis operations that failed; each was a miss.", ["op"])
+CACHE_AVAILABLE = Gauge("espalier_constraint_cache_available", "1 where Redis answers this use, else 0.", ["use"])
+CACHE_BYTES = Counter("espalier_constraint_cache_bytes", "Bytes of entries that went to and fro.", ["direction"])
+CACHE_MISSES = Counter("espalier_constraint_cache_misses", "Look-ups in Redis that found no usable entry.")
+CACHE_SKIPPED = Counter("espalier_constraint_cache_skipped", "Entries too large for Redis.", ["kind"])
+COMPILE_SAVED_SECONDS = Counter(
+    "espalier_constraint_compile_saved_seconds", "Time that compiles took whose results were found in Redis."
+)
+REFUSALS_FOUND = Counter("espalier_constraint_refusals_found", "Refusals that were remembered.", ["level"])
+LOCK_WAITS = Counter(
+    "espalier_constraint_lock_waits", "Waits for another replica's compile by how they ended.", ["outcome"]
+)
+LOCK_WAIT_SECONDS = Histogram(
+    "espalier_constraint_lock_wait_seconds",
+    "Time of such a wait.",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+WARM_MASKS = Counter("espalier_constraint_warm_masks", "Masks taken from and given to other replicas.", ["direction"])

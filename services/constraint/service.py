@@ -14,7 +14,7 @@ import grpc.aio
 import structlog
 
 from services.constraint import metrics
-from services.constraint.cache import GrammarStore, NoStore, RedisStore
+from services.constraint.cache import NoStore, RedisStore, Store
 from services.constraint.checks import TokenClasses
 from services.constraint.compiler import Found, GrammarCompiler
 from services.constraint.core.engine import TERMINATED, Forcing, Guidance, TokenTrie, warm_up
@@ -77,14 +77,10 @@ class ConstraintService:
         self._threads = ThreadPoolExecutor(settings.num_mask_threads, thread_name_prefix="mask")
         # Apart from the masks: the first look at a large grammar takes seconds, and no mask should wait for it.
         self._builders = ThreadPoolExecutor(settings.num_compile_processes, thread_name_prefix="build")
-        self._store: GrammarStore = NoStore()
-        if settings.redis_url is not None:
-            self._store = RedisStore(
-                settings.redis_url,
-                timeout_s=settings.redis_timeout_s,
-                ttl_s=settings.redis_ttl_s,
-                max_value_bytes=settings.redis_max_value_bytes,
-            )
+        self._store: Store = NoStore()
+        options = settings.redis_options()
+        if options is not None:
+            self._store = RedisStore(options)
         self._processes = JobProcesses(
             "services.constraint.compiling:compile_source",
             num_processes=settings.num_compile_processes,
@@ -97,7 +93,9 @@ class ConstraintService:
 
     async def start(self) -> None:
         """Start processes, wait for the worker, and make its vocabulary's trie."""
-        await asyncio.gather(self._processes.start(), self._validators.start(), self._wait_for_vocabulary())
+        await asyncio.gather(
+            self._processes.start(), self._validators.start(), self._store.start(), self._wait_for_vocabulary()
+        )
 
     async def stop(self) -> None:
         """Let go of everything."""

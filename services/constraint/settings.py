@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
+from services.constraint.cache.store import RedisOptions
 from services.rpckit.settings import Address, ServiceSettings
 
 _MIB = 1 << 20
@@ -19,12 +21,39 @@ class ConstraintSettings(ServiceSettings):
 
     address: Address = Field("127.0.0.1:50062", description="Where to listen: host:port or unix:/path.")
     worker_address: Address = Field("127.0.0.1:50061", description="The model worker, whose vocabulary is fetched.")
+
+    # The cache that replicas share: docs/cache.md.
     redis_url: str | None = Field(
-        None, description="Cache shared by replicas: redis://, rediss:// or unix:// URL. Absent: memory only."
+        None, description="Cache shared by replicas: redis://, rediss:// (TLS) or unix:// URL. Absent: memory only."
     )
-    redis_timeout_s: float = Field(0.25, gt=0, le=60, description="A slower Redis counts as a miss.")
-    redis_ttl_s: int = Field(7 * 24 * 3600, ge=1, description="Seconds a cached grammar lives in Redis.")
-    redis_max_value_bytes: int = Field(16 * _MIB, ge=0, description="Larger compiled grammars stay out of Redis.")
+    redis_username: str | None = Field(None, description="ACL user, where the URL names none.")
+    redis_password: SecretStr | None = Field(None, description="Password, where the URL has none.")
+    redis_ca_file: Path | None = Field(None, description="PEM file of authorities that rediss:// trusts.")
+    redis_cert_file: Path | None = Field(None, description="PEM file of the client's certificate for rediss://.")
+    redis_key_file: Path | None = Field(None, description="PEM file of the client's private key for rediss://.")
+    redis_hmac_key: SecretStr | None = Field(
+        None, min_length=16, description="Seals entries against who may write to Redis but does not know it."
+    )
+    redis_prefix: str = Field("espalier", min_length=1, max_length=100, description="What all keys begin with.")
+    redis_timeout_s: float = Field(0.05, gt=0, le=60, description="A slower Redis counts as a miss.")
+    redis_ttl_s: int = Field(7 * 24 * 3600, ge=1, description="Seconds an entry lives in Redis, about.")
+    redis_ttl_jitter: float = Field(
+        0.1, ge=0, lt=1, description="Share by which that differs at random, so that entries do not all end at once."
+    )
+    redis_max_value_bytes: int = Field(16 * _MIB, ge=0, description="Entries larger than this stay out of Redis.")
+    redis_lock_s: float = Field(
+        3.0, ge=0.1, le=600, description="Seconds after which a replica that compiles and died stops to hold others up."
+    )
+    redis_lock_wait_s: float = Field(
+        10.0, ge=0, le=600, description="Longest wait for another replica's compile; then this one compiles too."
+    )
+    refusal_ttl_s: float = Field(30.0, gt=0, le=3600, description="Seconds a refused constraint is remembered.")
+    warm_interval_s: float = Field(
+        2.0, gt=0, le=3600, description="Seconds between looks for masks that other replicas do not know yet."
+    )
+    warm_mask_bytes: int = Field(
+        8 * _MIB, ge=0, description="Masks of one grammar that other replicas are told of, unpacked; 0: none."
+    )
 
     # What a request may bring.
     max_source_bytes: int = Field(
@@ -99,3 +128,30 @@ class ConstraintSettings(ServiceSettings):
     num_mask_threads: int = Field(
         min(4, os.cpu_count() or 1), ge=1, le=256, description="Threads that compute masks; they run without the GIL."
     )
+
+    def redis_options(self) -> RedisOptions | None:
+        """Return how Redis is reached and used, None where there is none."""
+        if self.redis_url is None:
+            return None
+        return RedisOptions(
+            url=self.redis_url,
+            username=self.redis_username,
+            password=_revealed(self.redis_password),
+            ca_file=_named(self.redis_ca_file),
+            cert_file=_named(self.redis_cert_file),
+            key_file=_named(self.redis_key_file),
+            prefix=self.redis_prefix,
+            hmac_key=None if self.redis_hmac_key is None else self.redis_hmac_key.get_secret_value().encode(),
+            timeout_s=self.redis_timeout_s,
+            ttl_s=self.redis_ttl_s,
+            ttl_jitter=self.redis_ttl_jitter,
+            max_value_bytes=self.redis_max_value_bytes,
+        )
+
+
+def _revealed(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
+
+
+def _named(path: Path | None) -> str | None:
+    return None if path is None else str(path)

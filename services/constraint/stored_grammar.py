@@ -2,69 +2,58 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import struct
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Final
 
-from services.constraint.sources import ConstraintSource, KeywordReport
+from pydantic import TypeAdapter
 
-FORMAT_VERSION: Final = 3
-"""Of the stored value; another version has other keys, so old entries are never read and expire."""
+from services.constraint.sources import ConstraintSource, KeywordReport, Kind
 
-_MAGIC: Final = b"ESPG"
-# Magic, format version, SHA-256 of what follows it, bytes of the report.
-_HEADER: Final = struct.Struct("<4sI32sI")
+_LENGTH: Final = struct.Struct("<I")
 
 
 @dataclass(frozen=True, slots=True)
-class StoredGrammar:
-    """A compiled grammar as it is kept: the engine's own bytes, and what goes with it; fields as in `BuiltSource`.
+class GrammarReport:
+    """What goes with a compiled grammar; fields as in `BuiltSource`.
 
-    `min_bytes` are the fewest bytes of a text, where `holes` keep the engine from telling.
+    `min_bytes` are the fewest bytes of a text, where `holes` keep the engine from telling. `kind` is the source's,
+    `compile_seconds` what the compile took.
     """
 
-    compiled: bytes
     keywords: tuple[KeywordReport, ...]
     inexact: frozenset[str] | None = None
     holes: tuple[ConstraintSource, ...] = ()
     min_bytes: int | None = None
+    kind: Kind = "json_schema"
+    compile_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StoredGrammar:
+    """A compiled grammar: the engine's own bytes, and what goes with it."""
+
+    compiled: bytes
+    report: GrammarReport
 
     def to_bytes(self) -> bytes:
-        """Pack: header, report as JSON, engine's bytes."""
-        inexact = None if self.inexact is None else sorted(self.inexact)
-        keywords = [asdict(keyword) for keyword in self.keywords]
-        holes = [{"kind": hole.kind, "text": hole.text} for hole in self.holes]
-        fields = {"keywords": keywords, "inexact": inexact, "holes": holes, "min_bytes": self.min_bytes}
-        report = json.dumps(fields, ensure_ascii=False).encode()
-        body = report + self.compiled
-        checksum = hashlib.sha256(struct.pack("<I", len(report)) + body).digest()
-        return _HEADER.pack(_MAGIC, FORMAT_VERSION, checksum, len(report)) + body
+        """Pack: length of the report, report as JSON, engine's bytes."""
+        report = _REPORT.dump_json(self.report)
+        return _LENGTH.pack(len(report)) + report + self.compiled
 
     @classmethod
-    def from_bytes(cls, value: bytes) -> StoredGrammar:
-        """Unpack.
+    def from_bytes(cls, data: bytes) -> StoredGrammar:
+        """Unpack. The engine's bytes are checked where they are read.
 
         Raises:
             ValueError: not what `to_bytes` made.
         """
-        if len(value) < _HEADER.size:
+        if len(data) < _LENGTH.size:
             raise ValueError("too short")
-        magic, version, checksum, report_bytes = _HEADER.unpack_from(value)
-        body = value[_HEADER.size :]
-        if (magic, version) != (_MAGIC, FORMAT_VERSION) or report_bytes > len(body):
-            raise ValueError("another format")
-        if hashlib.sha256(struct.pack("<I", report_bytes) + body).digest() != checksum:
-            raise ValueError("checksum does not match")
-        report = json.loads(body[:report_bytes])
-        keywords = tuple(KeywordReport(**keyword) for keyword in report["keywords"])
-        inexact = report["inexact"]
-        holes = tuple(ConstraintSource(**hole) for hole in report["holes"])
-        return cls(
-            body[report_bytes:],
-            keywords,
-            None if inexact is None else frozenset(inexact),
-            holes,
-            report["min_bytes"],
-        )
+        end = _LENGTH.size + _LENGTH.unpack_from(data)[0]
+        if end > len(data):
+            raise ValueError("the report is cut off")
+        return cls(data[end:], _REPORT.validate_json(data[_LENGTH.size : end], strict=True))
+
+
+_REPORT: Final = TypeAdapter(GrammarReport)

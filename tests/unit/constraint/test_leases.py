@@ -3,8 +3,7 @@ from typing import Any
 
 import pytest
 
-from services.constraint.leases import GrammarTable, Lease, canonical_json, digest_of
-from services.constraint.sources import ConstraintSource, SourceOptions
+from services.constraint.leases import GrammarTable, Lease
 from services.rpckit.status import LeaseExpired
 
 
@@ -55,77 +54,3 @@ def test_an_unknown_grammar() -> None:
     with pytest.raises(LeaseExpired) as caught:
         GrammarTable(100).get("nope")
     assert caught.value.metadata == {"grammar_id": "nope"}
-
-
-SAME = [
-    ('{"a": [1, 2.50]}', ' {"a":[1,2.50]}\n'),
-    ('"\\ud55c"', '"한"'),
-]
-DIFFERENT = [
-    ('{"a": 1, "b": 2}', '{"b": 2, "a": 1}'),
-    ('{"a": 1}', '{"a": 1.0}'),
-    ('{"a": 1}', '{"a": 1, "a": 1}'),
-    ("10000000000000000000000001", "10000000000000000000000002"),
-    ('{"a": 1}', '{"object": [["a", 1]]}'),
-    ("1", '{"integer": "1"}'),
-    ("true", "1"),
-    ("NaN", '"NaN"'),
-    ("{", "{ "),
-]
-
-
-@pytest.mark.parametrize(("left", "right"), SAME)
-def test_white_space_and_escapes_do_not_matter(left: str, right: str) -> None:
-    assert canonical_json(left) == canonical_json(right)
-
-
-@pytest.mark.parametrize(("left", "right"), DIFFERENT)
-def test_all_else_does(left: str, right: str) -> None:
-    assert canonical_json(left) != canonical_json(right)
-
-
-def test_nesting_that_python_cannot_follow_is_kept_as_it_is() -> None:
-    text = "[" * 100_000
-    assert canonical_json(text) == text
-
-
-def test_each_part_of_the_key_matters() -> None:
-    base: dict[str, Any] = {
-        "source": ConstraintSource("regex", "a+"),
-        "options": SourceOptions(),
-        "forcing": "canonical",
-        "vocabulary_digest": "v",
-        "engine_version": 1,
-        "format_version": 1,
-    }
-    changes: list[dict[str, Any]] = [
-        {},
-        {"source": ConstraintSource("lark", "a+")},
-        {"source": ConstraintSource("regex", "a*")},
-        {"source": ConstraintSource("choices", None, ("a+",))},
-        {"source": ConstraintSource("choices", None, ("a", "+"))},
-        {"options": SourceOptions(whitespace="compact")},
-        {"options": SourceOptions(whitespace="pattern", whitespace_pattern=" ?")},
-        {"options": SourceOptions(whitespace="pattern", whitespace_pattern=" *")},
-        {"options": SourceOptions(property_order="any")},
-        {"options": SourceOptions(format="annotation")},
-        {"options": SourceOptions(unknown_formats="error")},
-        {"options": SourceOptions(integers="plain")},
-        {"options": SourceOptions(escapes="plain")},
-        {"options": SourceOptions(default_draft=7)},
-        {"options": SourceOptions(lexer="contextual")},
-        {"options": SourceOptions(documents=(("urn:a", "{}"),))},
-        {"options": SourceOptions(documents=(("urn:a", "true"),))},
-        {"options": SourceOptions(documents=(("urn:b", "{}"),))},
-        {"options": SourceOptions(documents=(("urn:a", "{}"), ("urn:b", "{}")))},
-        {"forcing": "off"},
-        {"vocabulary_digest": "w"},
-        {"engine_version": 2},
-        {"format_version": 2},
-    ]
-    assert len({digest_of(**(base | change)) for change in changes}) == len(changes)
-    orders: list[dict[str, Any]] = [
-        {"options": SourceOptions(documents=documents)}
-        for documents in ((("urn:a", "{}"), ("urn:b", "{}")), (("urn:b", "{ }"), ("urn:a", "{ }")))
-    ]
-    assert len({digest_of(**(base | order)) for order in orders}) == 1

@@ -105,9 +105,9 @@ def test_cases_beyond_the_limit_are_checked() -> None:
     source = schema(
         {"allOf": [{"anyOf": [{"pattern": p} for p in "abcd"]}, {"anyOf": [{"minLength": 1}, {"const": 1}]}]}
     )
-    assert "checked" not in {line.enforcement for line in compile_source(source, SourceOptions()).keywords}
+    assert "checked" not in {line.enforcement for line in compile_source(source, SourceOptions()).report.keywords}
     stored = compile_source(source, SourceOptions(), replace(DEFAULT_LIMITS, max_combined_cases=3))
-    assert "checked" in {line.enforcement for line in stored.keywords}
+    assert "checked" in {line.enforcement for line in stored.report.keywords}
 
 
 @pytest.mark.usefixtures("_default_limits")
