@@ -35,15 +35,18 @@ class KvCache:
     """Blocks, their reference counts and their memory. Used by one thread."""
 
     def __init__(self, config: ModelConfig, num_blocks: int, dtype: torch.dtype) -> None:
-        shape = (config.num_hidden_layers, 2, config.num_key_value_heads, num_blocks, BLOCK_TOKENS, config.head_dim)
-        # Zeros, not whatever memory held: a padded row's NaN would survive its attention weight of 0. NumPy's zeros,
-        # not torch's: their pages are taken from the system only when they are written.
+        shape = (config.num_hidden_layers, 2, config.num_key_value_heads, num_blocks + 1, BLOCK_TOKENS, config.head_dim)
+        # NumPy's zeros, not torch's: their pages are taken from the system only when they are written.
         zeros = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
         self.memory = torch.from_numpy(zeros).view(dtype).view(shape)
         self.num_blocks = num_blocks
+        self.padding_block = num_blocks
+        """Belongs to nobody and holds zeros: pads sequences that attend beside longer ones."""
         self._reference_counts = [0] * num_blocks
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
         """In the order in which they are given away."""
+        self._used: set[int] = set()
+        """Blocks that were given away before."""
         self._block_of: dict[bytes, int] = {}
         self._key_of: dict[int, bytes] = {}
 
@@ -53,7 +56,9 @@ class KvCache:
         return len(self._free)
 
     def allocate(self, num_blocks: int) -> list[int]:
-        """Take blocks, each held once; what was published of them is forgotten.
+        """Take blocks, each held once; what was published of them is forgotten, and they hold zeros.
+
+        For what lies behind a sequence's last token is read and weighted with 0, and another's NaN would survive that.
 
         Raises:
             OutOfBlocksError: there are not so many.
@@ -65,6 +70,9 @@ class KvCache:
             self._reference_counts[block_id] = 1
             if (key := self._key_of.pop(block_id, None)) is not None:
                 del self._block_of[key]
+            if block_id in self._used:
+                self.memory[:, :, :, block_id] = 0
+            self._used.add(block_id)
         return taken
 
     def hold(self, block_ids: Iterable[int]) -> None:

@@ -40,6 +40,7 @@ class ModelRunner:
             [_slice(item) for item in ordered],
             self._model.config,
             self._model.dtype,
+            padding_block=self._cache.padding_block,
             key_tile=self._model.kernels.key_tile,
             windows=self._windows,
         )

@@ -55,7 +55,7 @@ class AttentionGroup:
     num_keys: int
     """S: of the sequence that has the most."""
     blocks: Tensor | slice
-    """B sequences' `ceil(S / BLOCK_TOKENS)` blocks each, short ones padded with any block: ids, or a slice where they
+    """B sequences' `ceil(S / BLOCK_TOKENS)` blocks each, short ones padded: ids, or a slice where they
     are neighbours in memory, for then nothing is copied."""
     bias: Tensor | None
     """`(B, G * T, S)`: 0 where a query may look, -inf elsewhere. None: everywhere."""
@@ -83,12 +83,13 @@ def plan_attention(
     config: ModelConfig,
     dtype: torch.dtype,
     *,
+    padding_block: int,
     key_tile: int = 1,
     windows: Set[int | None] = frozenset({None}),
 ) -> AttentionPlan:
     """Plan a pass over the slices, whose tokens are rows in this order; `plan_order` gives a good one.
 
-    Keys are padded to a multiple of `key_tile`.
+    Keys are padded to a multiple of `key_tile`, where blocks lack with those of `padding_block`.
     """
     positions: list[int] = []
     slots: list[int] = []
@@ -108,7 +109,7 @@ def plan_attention(
         planned: list[AttentionGroup] = []
         for group in members:
             start_row = planned[-1].rows.stop if planned else 0
-            planned.append(_group(group, start_row, config, dtype, key_tile, window))
+            planned.append(_group(group, start_row, config, dtype, padding_block, key_tile, window))
         groups[window] = tuple(planned)
     return AttentionPlan(torch.tensor(positions), torch.tensor(slots), groups)
 
@@ -126,6 +127,7 @@ def _group(
     start_row: int,
     config: ModelConfig,
     dtype: torch.dtype,
+    padding_block: int,
     key_tile: int,
     window: int | None,
 ) -> AttentionGroup:
@@ -151,18 +153,20 @@ def _group(
         rows=slice(start_row, start_row + len(members) * num_new_tokens),
         num_sequences=len(members),
         num_keys=num_keys,
-        blocks=_padded_blocks([item.block_ids[first_block : first_block + num_blocks] for item in members], num_blocks),
+        blocks=_padded_blocks(
+            [item.block_ids[first_block : first_block + num_blocks] for item in members], num_blocks, padding_block
+        ),
         bias=bias,
     )
 
 
-def _padded_blocks(block_ids: Sequence[Sequence[int]], num_blocks: int) -> Tensor | slice:
+def _padded_blocks(block_ids: Sequence[Sequence[int]], num_blocks: int, padding_block: int) -> Tensor | slice:
     """Give every sequence `num_blocks`."""
     if len(block_ids) == 1 and len(block_ids[0]) == num_blocks:
         first, last = block_ids[0][0], block_ids[0][-1]
         if list(block_ids[0]) == list(range(first, last + 1)):
             return slice(first, last + 1)
-    padded = torch.zeros(len(block_ids), num_blocks, dtype=torch.int64)
+    padded = torch.full((len(block_ids), num_blocks), padding_block)
     for row, used in enumerate(block_ids):
         padded[row, : len(used)] = torch.tensor(used)
     return padded.flatten()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from services.model_worker.batching import StepOutcome
 from services.model_worker.engine import ENGINE_FAILED_EXIT_CODE
@@ -452,6 +453,23 @@ def test_a_block_that_was_published_and_not_committed_is_not_written_again() -> 
     found = driven.one("b", 0, TOKENS[:40])
     assert found.num_cached_tokens == 16
     assert_logits(found.logits, prefill_logits(TOKENS[:40])[-1:])
+
+
+@pytest.mark.parametrize("is_deterministic", [False, True])
+def test_what_is_wrong_with_one_sequence_reaches_no_other(is_deterministic: bool) -> None:
+    driven = DrivenEngine(deterministic_toy() if is_deterministic else None, num_blocks=12)
+    driven.one("bad", 0, TOKENS[:100])
+    driven.cache.memory[:, :, :, : driven.num_used_blocks] = torch.nan  # as numbers that overflow leave it
+    prompts = {name: random_tokens(length, seed=length) for name, length in (("short", 10), ("longer", 20))}
+    driven.run(*(Step(sequence_id=name, position=0, token_ids=prompt) for name, prompt in prompts.items()))
+    decoded = driven.run(
+        *(Step(sequence_id=name, position=len(prompt), token_ids=(5,)) for name, prompt in prompts.items())
+    )
+    for prompt, outcome in zip(prompts.values(), decoded, strict=True):
+        assert_logits(outcome.logits, prefill_logits([*prompt, 5])[-1:])
+    driven.release("bad", "short", "longer")
+    after = random_tokens(150, seed=9)
+    assert_logits(driven.one("after", 0, after).logits, prefill_logits(after)[-1:])
 
 
 def test_the_longest_unused_is_forgotten_first_and_its_end_before_its_beginning() -> None:
