@@ -7,6 +7,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from services.constraint.core.engine import CompiledGrammar, Matcher, TokenTrie,
 from services.constraint.service import ConstraintService, Move
 from services.constraint.settings import ConstraintSettings
 from services.constraint.sources import ConstraintSource, SourceOptions, build
-from services.rpckit.status import ServiceError
+from services.constraint.sources.source import LarkLexer
+from services.rpckit.status import DeadlineExceeded, ServiceError
 from services.vocabulary import Vocabulary, allowed_token_ids, bitmask_words
 from tests.support.grammars import vocabulary
 
@@ -207,6 +209,60 @@ CASES: list[Case] = [
     ("nothing but recursion", lark('start: start "a" | b\nb: c\nc: b "x"\n')),
 ]
 
+# With both lexers.
+LARK_CASES: list[tuple[str, str]] = [
+    ("60,000 groups in a terminal", "start: A\nA: /" + "(" * 60_000 + "a" + ")" * 60_000 + "/\n"),
+    ("/a{1000000}/", "start: /a{1000000}/"),
+    ("nested counts in a terminal", "start: /(a{1,1000}){1,1000}/"),
+    ("~1..1000000", 'start: "a"~1..1000000'),
+    ("~1000000", 'start: "a"~1000000'),
+    ("~1..100 three times", 'start: (("a"~1..100)~1..100)~1..100'),
+    ("/(a*)*b/", "start: A\nA: /(a*)*b/\n"),
+    ("/(a|a)*b/", "start: A\nA: /(a|a)*b/\n"),
+    ("a terminal of 2**20 states", "start: A\nA: /(a|b)*a(a|b){20}/\n"),
+    ("any cut", "start: A*\nA: /a+/\n"),
+    ("every sum of sums", 'start: "a" | start start | start start start'),
+    ("eight optional parts", "start: " + " ".join(f'["p{i}"]' for i in range(8))),
+]
+# What takes Lark longer than the budget to load, or memory without bound: two to the number of optional parts.
+LARK_CASES_FOR_A_PROCESS: list[tuple[str, str]] = [
+    (
+        "10,000 rules",
+        "start: "
+        + " | ".join(f"r{i}" for i in range(10_000))
+        + "\n"
+        + "".join(f'r{i}: "x{i}"\n' for i in range(10_000)),
+    ),
+    (
+        "10,000 rules in circles",
+        "start: r0\n" + "".join(f'r{i}: "a" r{(7 * i + 1) % 10_000} | "b"\n' for i in range(10_000)),
+    ),
+    ("60,000 groups", "start: " + "(" * 60_000 + '"a"' + ")" * 60_000),
+    (
+        "templates that double",
+        'start: t0{"a"}\n'
+        + "".join(f"t{i}{{x}}: t{i + 1}{{x}} t{i + 1}{{t{i + 1}{{x}}}}\n" for i in range(20))
+        + "t20{x}: x x\n",
+    ),
+    (
+        "3,000 terminals in one state",
+        "start: ("
+        + " | ".join(f"T{i}" for i in range(3000))
+        + ")*\n"
+        + "".join(f'T{i}: "t{i}"\n' for i in range(3000)),
+    ),
+    (
+        "2,000 words that are names",
+        "start: (NAME | " + " | ".join(f'"w{i}"' for i in range(2000)) + ')*\nNAME: /[a-z0-9]+/\n%ignore " "\n',
+    ),
+    (
+        "rules inlined 2,000 deep",
+        "start: _r0\n" + "".join(f'_r{i}: _r{i + 1} | "x{i}"\n' for i in range(2000)) + '_r2000: "y"\n',
+    ),
+    ("30 optional parts", "start: " + '"a"? ' * 30),
+]
+LEXERS: tuple[LarkLexer, ...] = ("dynamic_complete", "contextual")
+
 # What takes more than BUDGET_S to build or compile: a compile's process and `max_compile_s` alone bound it.
 NEEDS_A_PROCESS = {
     "10,000 properties",
@@ -237,19 +293,31 @@ def check(error: ServiceError) -> None:
     assert not is_limit or "limit" in error.metadata, error.message
 
 
-@pytest.mark.parametrize("source", [pytest.param(s, id=name) for name, s in CASES if name not in NEEDS_A_PROCESS])
-def test_a_mask_or_an_error_within_the_budget(source: ConstraintSource, trie: TokenTrie) -> None:
+@pytest.mark.parametrize(
+    ("source", "options"),
+    [
+        *(pytest.param(s, SourceOptions(), id=name) for name, s in CASES if name not in NEEDS_A_PROCESS),
+        *(
+            pytest.param(lark(text), SourceOptions(lexer=lexer), id=f"{name}, {lexer}")
+            for name, text in LARK_CASES
+            for lexer in LEXERS
+        ),
+    ],
+)
+def test_a_mask_or_an_error_within_the_budget(
+    source: ConstraintSource, options: SourceOptions, trie: TokenTrie
+) -> None:
     started = time.process_time()
     try:
-        walk(source, trie)
+        walk(source, options, trie)
     except ServiceError as error:
         check(error)
     assert time.process_time() - started < BUDGET_S
 
 
-def walk(source: ConstraintSource, trie: TokenTrie) -> None:
+def walk(source: ConstraintSource, options: SourceOptions, trie: TokenTrie) -> None:
     """Compile, and take ten tokens, each the longest allowed; every token that a mask allows must be accepted."""
-    compiled = compile_grammar(build(source, SourceOptions()).grammar)
+    compiled = compile_grammar(build(source, options).grammar)
     matcher = Matcher(CompiledGrammar.from_bytes(compiled.to_bytes()), trie)
     row = np.zeros(bitmask_words(VOCABULARY.vocab_size), np.int32)
     state = matcher.start
@@ -278,8 +346,8 @@ def test_an_instance_10_000_deep(trie: TokenTrie) -> None:
     assert time.process_time() - started < BUDGET_S
 
 
-@pytest_asyncio.fixture
-async def service() -> AsyncIterator[ConstraintService]:
+@asynccontextmanager
+async def started_service(max_compile_s: float, max_validate_s: float = 10.0) -> AsyncIterator[ConstraintService]:
     async def fetch() -> Vocabulary:
         return VOCABULARY
 
@@ -287,8 +355,9 @@ async def service() -> AsyncIterator[ConstraintService]:
         num_compile_processes=2,
         num_validate_processes=1,
         num_mask_threads=2,
-        max_compile_s=BUDGET_S,
+        max_compile_s=max_compile_s,
         max_compile_wait_s=600,
+        max_validate_s=max_validate_s,
     )
     service = ConstraintService(settings, fetch)
     await service.start()
@@ -296,10 +365,17 @@ async def service() -> AsyncIterator[ConstraintService]:
     await service.stop()
 
 
-async def through(service: ConstraintService, source: ConstraintSource) -> str:
+@pytest_asyncio.fixture
+async def service() -> AsyncIterator[ConstraintService]:
+    async with started_service(BUDGET_S) as service:
+        yield service
+
+
+async def through(service: ConstraintService, source: ConstraintSource, lexer: LarkLexer = "dynamic_complete") -> str:
     """Return how a source ended in the service: `mask`, or the error's reason and limit."""
     try:
-        found, moved = await service.compile(source, SourceOptions(), "canonical", VOCABULARY.digest)
+        options = SourceOptions(lexer=lexer)
+        found, moved = await service.compile(source, options, "canonical", VOCABULARY.digest)
         allowed = allowed_token_ids(moved.guidance.bitmask, VOCABULARY.vocab_size).tolist()
         move = Move(found.lease.grammar_id, allowed[:1], moved.epoch, moved.guidance.after_forced)
         (outcome,) = await service.advance([move])
@@ -313,18 +389,29 @@ async def through(service: ConstraintService, source: ConstraintSource) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-async def test_through_the_service(service: ConstraintService) -> None:
-    outcomes = dict(
-        zip(
-            [name for name, _ in CASES],
-            await asyncio.gather(*(through(service, source) for _, source in CASES)),
-            strict=True,
-        )
-    )
-    assert outcomes["(a*)*b"] == "mask"
-    assert outcomes["a{1000000}"] == "GRAMMAR_TOO_LARGE max_min_bytes"
-    assert outcomes["{5,0}"].startswith("GRAMMAR_SYNTAX")
-    assert await through(service, regex("still here")) == "mask"
+async def test_through_the_service() -> None:
+    # Less time than in other tests: what takes too long takes all of it, and none of these need be a mask.
+    async with started_service(max_compile_s=1.0) as service:
+        lexed = [
+            through(service, lark(text), LEXERS[number % 2])
+            for number, (_, text) in enumerate(LARK_CASES_FOR_A_PROCESS)
+        ]
+        await asyncio.gather(*(through(service, source) for _, source in CASES), *lexed)
+    async with started_service(BUDGET_S) as service:
+        assert await through(service, regex("still here")) == "mask"
+
+
+async def test_a_validator_without_end_is_ended() -> None:
+    """Python's `re` backtracks, and Lark's Earley parser makes all trees of an ambiguous text."""
+    hostile: list[tuple[LarkLexer, str, str]] = [
+        ("dynamic_complete", "start: A\nA: /(a|a)*b/\n", "a" * 40 + "c"),
+        ("contextual", "start: A\nA: /(a|a)*b/\n", "a" * 40 + "c"),
+        ("dynamic_complete", 'start: "a" | start start', "a" * 2000),
+    ]
+    async with started_service(BUDGET_S, max_validate_s=1.0) as service:
+        for lexer, grammar, text in hostile:
+            with pytest.raises(DeadlineExceeded):
+                await service.validate(lark(grammar), SourceOptions(lexer=lexer), text.encode())
 
 
 async def test_a_few_through_the_service_while_it_is_quick(service: ConstraintService) -> None:
@@ -336,6 +423,8 @@ async def test_a_few_through_the_service_while_it_is_quick(service: ConstraintSe
         "a constant of 1,000,000 bytes": "GRAMMAR_TOO_LARGE max_states",
         "a template without end": "GRAMMAR_TOO_LARGE max_compile_s",
         "(a*)*b": "mask",
+        "a{1000000}": "GRAMMAR_TOO_LARGE max_min_bytes",
+        "{5,0}": "GRAMMAR_SYNTAX None",
     }
     outcomes = await asyncio.gather(*(through(service, chosen[name]) for name in expected))
     assert dict(zip(expected, outcomes, strict=True)) == expected
