@@ -2,11 +2,13 @@
 
 The plain way is one pass over the token trie (`walk`): follow each byte, skip the subtree where the configuration dies.
 It costs about 4 ns a node and visits most of 300,000 nodes wherever nearly everything may follow: in a JSON string, a
-comment, a word. Two shortcuts make those cheap; both are exact, and what neither fits is walked.
+comment, a word. Three shortcuts make those cheap; all are exact, and what none fits is walked.
 
 - *Spans* (`spans.py`): a loop over one kind of character accepts a set of tokens that depends on the vocabulary alone.
   The vocabulary keeps that set, and a small trie of what tokens hold behind the last character that fits. Only this
   trie is walked, from the configuration that follows one character.
+- *Lexemes* (`lexemes.py`): the same for all that is still to come of a rule that many grammars have, such as a name, a
+  number or a keyword, and for what remains of the tokens that leave it, whatever trie that is in.
 - *Differences*: "any key but these names" is, nearly everywhere, "any key". Such a state names the other one as its
   *base*. The mask is then that of the configuration with the base in its place, but for tokens on whose way the two
   configurations are not the same; `_walk_difference` visits only those.
