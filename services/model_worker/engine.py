@@ -20,6 +20,7 @@ from services.model_worker import metrics
 from services.model_worker.batching import Chunk, PendingStep, StepOutcome, plan_batch, startable
 from services.model_worker.kv_cache import KvCache
 from services.model_worker.model.transformer import Transformer
+from services.model_worker.routing import RoutingMonitor
 from services.model_worker.runner import ModelRunner, RunnerInput
 from services.model_worker.sequence import Logits, SequenceTable, Step
 from services.rpckit.status import LeaseExpired, NotReady, OutOfCapacity, ServiceError
@@ -46,9 +47,10 @@ class Engine:
         max_queued_steps: int,
         max_sequences: int,
         lease_s: float,
+        routing: RoutingMonitor | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._runner = ModelRunner(model, cache)
+        self._runner = ModelRunner(model, cache, routing)
         self._cache = cache
         self._vocab_size = model.config.vocab_size
         self._max_batch_tokens = max_batch_tokens

@@ -16,3 +16,19 @@ FORWARD_SECONDS = Histogram("espalier_worker_forward_seconds", "Time of one forw
 OPEN_SEQUENCES = Gauge("espalier_worker_open_sequences", "Sequences in the cache.")
 KV_BLOCKS_USED = Gauge("espalier_worker_kv_blocks_used", "Blocks of the cache that sequences hold.")
 LEASES_EXPIRED = Counter("espalier_worker_leases_expired", "Sequences freed because nobody used them.")
+EXPERT_TOKENS = Counter(
+    "espalier_worker_expert_tokens",
+    'Tokens that an expert computed, up to the latest window; one "all" where there are over 2,048 experts in all layers.',
+    ["layer", "expert"],
+)
+ROUTING_BALANCE = Gauge(
+    "espalier_worker_routing_balance",
+    "E * sum(f * P) of a layer over the latest window: 1 is uniform, E / A a full collapse.",
+    ["layer"],
+)
+ROUTING_ENTROPY = Gauge(
+    "espalier_worker_routing_entropy", "Mean entropy of a layer's router over the latest window, in nats.", ["layer"]
+)
+COLLAPSED_LAYERS = Gauge(
+    "espalier_worker_routing_collapsed_layers", "Layers whose routing had collapsed in the latest window."
+)

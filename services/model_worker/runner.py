@@ -9,7 +9,9 @@ import torch
 
 from services.model_worker.kv_cache import KvCache
 from services.model_worker.model.attention import Attention, SequenceSlice, plan_attention, plan_order
+from services.model_worker.model.moe import RoutingLog
 from services.model_worker.model.transformer import Transformer
+from services.model_worker.routing import RoutingMonitor
 from services.model_worker.sequence import Logits
 
 
@@ -27,8 +29,10 @@ class RunnerInput:
 class ModelRunner:
     """A model and the memory of its cache."""
 
-    def __init__(self, model: Transformer, cache: KvCache) -> None:
+    def __init__(self, model: Transformer, cache: KvCache, routing: RoutingMonitor | None = None) -> None:
+        """`routing` is told of each forward pass of a model with routers."""
         self._model = model
+        self._routing = routing if model.routed_layers else None
         self._cache = cache
         self._windows = {module.window for module in model.modules() if isinstance(module, Attention)}
 
@@ -50,9 +54,12 @@ class ModelRunner:
         for item in ordered:
             end += len(item.token_ids)
             logit_rows.extend(range(end - item.num_logit_rows, end))
+        log = RoutingLog() if self._routing is not None else None
         logits: Logits = self._model(
-            torch.tensor(token_ids), plan, self._cache.memory, torch.tensor(logit_rows, dtype=torch.int64)
+            torch.tensor(token_ids), plan, self._cache.memory, torch.tensor(logit_rows, dtype=torch.int64), log
         ).numpy()
+        if self._routing is not None and log is not None:
+            self._routing.observe(log)
         results: list[Logits] = [logits] * len(inputs)
         start = 0
         for i, item in zip(order, ordered, strict=True):

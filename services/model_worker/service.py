@@ -13,6 +13,7 @@ from services.model_worker.loading import LoadedModel, load_model
 from services.model_worker.model.attention import BLOCK_TOKENS
 from services.model_worker.model.kernels import FAST, NotDeterministicError, deterministic_kernels
 from services.model_worker.model.weights import CheckpointError
+from services.model_worker.routing import RoutingMonitor
 from services.model_worker.settings import WorkerSettings
 from services.rpckit.status import InvalidRequest, NotReady
 
@@ -29,6 +30,7 @@ class WorkerService:
         self._settings = settings
         self._loaded: LoadedModel | None = None
         self._engine: Engine | None = None
+        self._routing: RoutingMonitor | None = None
         self.context_length = 0
 
     async def start(self) -> None:
@@ -50,6 +52,17 @@ class WorkerService:
         if self._loaded is None:
             raise NotReady("the worker loads its model; try again", service="worker")
         return self._loaded
+
+    @property
+    def routing(self) -> RoutingMonitor:
+        """What the routers did.
+
+        Raises:
+            NotReady: the model is not loaded yet.
+        """
+        if self._routing is None:
+            raise NotReady("the worker loads its model; try again", service="worker")
+        return self._routing
 
     @property
     def engine(self) -> Engine:
@@ -88,6 +101,13 @@ class WorkerService:
                 context_length=self.context_length,
                 of=config.context_length,
             )
+        self._routing = RoutingMonitor(
+            loaded.model.routed_layers,
+            config.num_experts,
+            config.num_experts_per_tok,
+            window_tokens=settings.routing_window_tokens,
+            collapse=settings.routing_collapse,
+        )
         engine = Engine(
             loaded.model,
             KvCache(config, num_blocks, dtype),
@@ -96,6 +116,7 @@ class WorkerService:
             max_queued_steps=settings.max_queued_steps,
             max_sequences=settings.max_sequences,
             lease_s=settings.lease_s,
+            routing=self._routing,
         )
         engine.start()
         self._engine = engine

@@ -66,6 +66,34 @@ class ModelWorkerServicer(model_worker_pb2_grpc.ModelWorkerServiceServicer):
             device="cpu",
         )
 
+    async def GetRouting(
+        self, request: model_worker_pb2.GetRoutingRequest, context: _Context[Any, Any]
+    ) -> model_worker_pb2.GetRoutingResponse:
+        """Say where tokens were routed."""
+        routing = self._service.routing
+        total = routing.total
+        layers = zip(
+            routing.layers,
+            total.tokens_per_expert,
+            total.mean_probabilities,
+            total.mean_entropy,
+            total.balance,
+            strict=True,
+        )
+        return model_worker_pb2.GetRoutingResponse(
+            num_tokens=total.num_tokens,
+            layers=[
+                model_worker_pb2.LayerRouting(
+                    layer=layer,
+                    tokens_per_expert=counts,
+                    mean_probabilities=means,
+                    mean_entropy=entropy,
+                    balance=balance,
+                )
+                for layer, counts, means, entropy, balance in layers
+            ],
+        )
+
     async def GetTokenizer(
         self, request: model_worker_pb2.GetTokenizerRequest, context: _Context[Any, Any]
     ) -> AsyncIterator[model_worker_pb2.GetTokenizerResponse]:

@@ -41,4 +41,13 @@ class WorkerSettings(ServiceSettings):
     max_queued_steps: int = Field(
         4096, ge=1, description="Most steps waiting; more are refused with RESOURCE_EXHAUSTED."
     )
+    routing_window_tokens: int = Field(
+        4096, ge=1, description="Tokens after which routing is looked at, for its gauges and for a collapse."
+    )
+    routing_collapse: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="A layer has collapsed where its balance is beyond this part of the way from uniform to the worst.",
+    )
     lease_s: float = Field(60.0, gt=0, le=86400, description="A sequence that nobody uses for so long is freed.")

@@ -71,6 +71,22 @@ async def test_model_and_tokenizer_agree(worker: Worker) -> None:
     assert vocabulary.decode(vocabulary.encode("가 the 😀")) == "가 the 😀".encode()
 
 
+async def test_routing_is_told_layer_by_layer(worker: Worker) -> None:
+    nothing = await worker.stub.GetRouting(pb.GetRoutingRequest())
+    assert (nothing.num_tokens, [layer.balance for layer in nothing.layers]) == (0, [1, 1])
+    step = pb.SequenceStep(sequence_id="a", token_ids=TOKENS[:40])
+    await worker.stub.StepLogits(pb.StepLogitsRequest(steps=[step]))
+    routing = await worker.stub.GetRouting(pb.GetRoutingRequest())
+    assert routing.num_tokens == 40
+    for number, layer in enumerate(routing.layers):
+        assert layer.layer == number
+        assert sum(layer.tokens_per_expert) == 2 * 40
+        assert sum(layer.mean_probabilities) == pytest.approx(1)
+        assert 0 < layer.mean_entropy < np.log(4)
+        assert 1 <= layer.balance + 0.05 <= 2.05
+    await worker.stub.ReleaseSequences(pb.ReleaseSequencesRequest(sequence_ids=["a"]))
+
+
 async def test_a_step_answers_with_logits_and_times(worker: Worker) -> None:
     response = await worker.stub.StepLogits(
         pb.StepLogitsRequest(

@@ -6,7 +6,7 @@ Shapes: N tokens, E experts, A = `num_experts_per_tok`, H hidden size, I width i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -37,9 +37,18 @@ def make_experts(gate_up: Tensor, down: Tensor, make: MakeProduct = PlainProduct
     return [Expert(make(ours), make(theirs)) for ours, theirs in zip(gate_up, down, strict=True)]
 
 
-def route(router_logits: Tensor, num_experts_per_tok: int, norm_topk_prob: bool) -> tuple[Tensor, Tensor]:
-    """Choose experts. `router_logits`: `(N, E)`. Returns weights `(N, A)` float32 and expert ids `(N, A)`."""
-    probs = F.softmax(router_logits, dim=-1, dtype=torch.float32)
+@dataclass
+class RoutingLog:
+    """What the routers of one forward pass chose, layer by layer: the model appends, whoever runs it reads."""
+
+    probabilities: list[Tensor] = field(default_factory=list)
+    """`(N, E)` float32 each."""
+    expert_ids: list[Tensor] = field(default_factory=list)
+    """`(N, A)` each."""
+
+
+def route(probs: Tensor, num_experts_per_tok: int, norm_topk_prob: bool) -> tuple[Tensor, Tensor]:
+    """Choose experts. `probs`: `(N, E)` float32. Returns weights `(N, A)` float32 and expert ids `(N, A)`."""
     weights, expert_ids = probs.topk(num_experts_per_tok, dim=-1)
     if norm_topk_prob:
         weights = weights / weights.sum(dim=-1, keepdim=True)
@@ -87,8 +96,8 @@ class DenseFeedForward(nn.Module):
         self.gate_up = Linear(config.hidden_size, 2 * config.intermediate_size)
         self.down = Linear(config.intermediate_size, config.hidden_size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(N, H)` to `(N, H)`."""
+    def forward(self, x: Tensor, log: RoutingLog | None = None) -> Tensor:
+        """`(N, H)` to `(N, H)`; nothing is routed, so nothing is logged."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)
         out: Tensor = self.down(silu(gate).mul_(up))
         return out
@@ -112,9 +121,13 @@ class MoeFeedForward(nn.Module):
         self._experts = make_experts(self.gate_up.detach(), self.down.detach(), make)
         self.gate_up, self.down = unloaded(*self.gate_up.shape), unloaded(*self.down.shape)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(N, H)` to `(N, H)`."""
-        weights, expert_ids = route(self.router(x), self.num_experts_per_tok, self.norm_topk_prob)
+    def forward(self, x: Tensor, log: RoutingLog | None = None) -> Tensor:
+        """`(N, H)` to `(N, H)`; what was routed where goes to the log."""
+        probs = F.softmax(self.router(x), dim=-1, dtype=torch.float32)
+        weights, expert_ids = route(probs, self.num_experts_per_tok, self.norm_topk_prob)
+        if log is not None:
+            log.probabilities.append(probs)
+            log.expert_ids.append(expert_ids)
         return moe_by_expert(x, weights, expert_ids, self._experts or make_experts(self.gate_up, self.down))
 
 

@@ -10,7 +10,7 @@ from services.model_worker.model.attention import Attention, AttentionPlan
 from services.model_worker.model.config import ModelConfig
 from services.model_worker.model.kernels import DEFINITION, Kernels
 from services.model_worker.model.linear import Embedding, Linear, unloaded
-from services.model_worker.model.moe import MoeFeedForward, feed_forward
+from services.model_worker.model.moe import MoeFeedForward, RoutingLog, feed_forward
 from services.model_worker.model.rope import rotary_table
 
 
@@ -37,10 +37,12 @@ class Block(nn.Module):
         self.feed_forward_norm = RmsNorm(config)
         self.feed_forward = feed_forward(config)
 
-    def forward(self, x: Tensor, rotary: Tensor, layer_cache: Tensor, plan: AttentionPlan) -> Tensor:
-        """`x`: `(N, hidden_size)` to the same; the others as in `Attention.forward`."""
+    def forward(
+        self, x: Tensor, rotary: Tensor, layer_cache: Tensor, plan: AttentionPlan, log: RoutingLog | None = None
+    ) -> Tensor:
+        """`x`: `(N, hidden_size)` to the same; the others as in `Attention.forward` and `MoeFeedForward.forward`."""
         x = x + self.attention(self.attention_norm(x), rotary, layer_cache, plan)
-        out: Tensor = x + self.feed_forward(self.feed_forward_norm(x))
+        out: Tensor = x + self.feed_forward(self.feed_forward_norm(x), log)
         return out
 
 
@@ -85,18 +87,31 @@ class Transformer(nn.Module):
             self.head.weight = self.embedding.weight
 
     @torch.inference_mode()
-    def forward(self, token_ids: Tensor, plan: AttentionPlan, cache: Tensor, logit_rows: Tensor) -> Tensor:
+    def forward(
+        self,
+        token_ids: Tensor,
+        plan: AttentionPlan,
+        cache: Tensor,
+        logit_rows: Tensor,
+        log: RoutingLog | None = None,
+    ) -> Tensor:
         """Run all N tokens through the model once.
 
         `token_ids`: `(N,)`; `cache`: `(num_layers, 2, Hkv, num_blocks, BLOCK_TOKENS, D)`, written at the plan's slots;
-        `logit_rows`: `(R,)`, the rows whose logits are wanted. Returns logits `(R, vocab_size)` float32.
+        `logit_rows`: `(R,)`, the rows whose logits are wanted; `log` gets what the routers chose, in the order of the
+        layers that have one. Returns logits `(R, vocab_size)` float32.
         """
         x = self.embedding(token_ids)
         rotary = self.rotary[plan.positions].unsqueeze(1)
         for layer, block in enumerate(self.blocks):
-            x = block(x, rotary, cache[layer], plan)
+            x = block(x, rotary, cache[layer], plan, log)
         logits: Tensor = self.head(self.norm(x[logit_rows])).float()
         return logits
+
+    @property
+    def routed_layers(self) -> tuple[int, ...]:
+        """The layers that have a router."""
+        return tuple(i for i, block in enumerate(self.blocks) if isinstance(block.feed_forward, MoeFeedForward))
 
     def num_parameters(self) -> int:
         """Count all parameters, shared ones once."""

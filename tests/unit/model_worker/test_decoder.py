@@ -127,7 +127,7 @@ def test_experts_by_expert_are_experts_by_definition(num_tokens: int, norm_topk_
     generator = torch.Generator().manual_seed(num_tokens)
     x = torch.randn(num_tokens, 12, generator=generator)
     matrices = torch.randn(6, 16, 12, generator=generator), torch.randn(6, 12, 8, generator=generator)
-    weights, expert_ids = route(torch.randn(num_tokens, 6, generator=generator), 3, norm_topk_prob)
+    weights, expert_ids = route(torch.randn(num_tokens, 6, generator=generator).softmax(dim=-1), 3, norm_topk_prob)
     expected = moe_by_definition(x, weights, expert_ids, make_experts(*matrices))
     for make in (PlainProduct, fastest_product):
         torch.testing.assert_close(moe_by_expert(x, weights, expert_ids, make_experts(*matrices, make)), expected)
@@ -135,8 +135,8 @@ def test_experts_by_expert_are_experts_by_definition(num_tokens: int, norm_topk_
 
 def test_weights_of_experts_sum_to_one_only_where_the_model_says_so() -> None:
     router_logits = torch.tensor([[2.0, 1.0, 0.0]])
-    normed, expert_ids = route(router_logits, 2, True)
-    plain, _ = route(router_logits, 2, False)
+    normed, expert_ids = route(router_logits.softmax(dim=-1), 2, True)
+    plain, _ = route(router_logits.softmax(dim=-1), 2, False)
     assert expert_ids.tolist() == [[0, 1]]
     torch.testing.assert_close(normed, torch.softmax(torch.tensor([[2.0, 1.0]]), -1))
     torch.testing.assert_close(plain, torch.softmax(router_logits, -1)[:, :2])

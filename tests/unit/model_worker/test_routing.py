@@ -1,0 +1,103 @@
+"""What the routers did: counted by the plainest way beside the engine's own, and a collapse that is noticed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from structlog.testing import capture_logs
+
+from services.model_worker import metrics
+from services.model_worker.model.moe import MoeFeedForward, RoutingLog
+from services.model_worker.routing import Routing, RoutingMonitor
+from tests.support.toy_model import DrivenEngine, deterministic_toy, random_tokens, serving_toy
+
+TOKENS = random_tokens(120)
+
+
+def monitor_of(model: Any, **options: Any) -> RoutingMonitor:
+    config = model.config
+    settings = {"window_tokens": 1000, "collapse": 0.5} | options
+    return RoutingMonitor(model.routed_layers, config.num_experts, config.num_experts_per_tok, **settings)
+
+
+def test_what_is_told_is_what_the_routers_gave() -> None:
+    model = serving_toy()
+    given: dict[int, list[torch.Tensor]] = {layer: [] for layer in model.routed_layers}
+    hooks = []
+    for layer in model.routed_layers:
+        block = model.blocks[layer].feed_forward
+        assert isinstance(block, MoeFeedForward)
+        hooks.append(block.router.register_forward_hook(lambda _, __, out, at=layer: given[at].append(out)))
+    monitor = monitor_of(model)
+    driven = DrivenEngine(model, routing=monitor, max_batch_tokens=48)
+    for name, tokens in (("a", TOKENS[:70]), ("b", TOKENS[70:]), ("c", TOKENS[30:33])):
+        driven.one(name, 0, tokens)
+    driven.one("a", 70, TOKENS[:1])
+    for hook in hooks:
+        hook.remove()
+
+    total = monitor.total
+    assert total.num_tokens == 124
+    num_experts, num_chosen = model.config.num_experts, model.config.num_experts_per_tok
+    for row, layer in enumerate(model.routed_layers):
+        logits = torch.cat(given[layer]).double()
+        probabilities = (logits.exp() / logits.exp().sum(dim=-1, keepdim=True)).numpy()
+        counts = np.zeros(num_experts, int)
+        for token in probabilities:
+            counts[np.argsort(-token, kind="stable")[:num_chosen]] += 1
+        assert total.tokens_per_expert[row].tolist() == counts.tolist()
+        np.testing.assert_allclose(total.mean_probabilities[row], probabilities.mean(axis=0), atol=1e-6)
+        entropy = -(probabilities * np.log(probabilities)).sum(axis=1).mean()
+        np.testing.assert_allclose(total.mean_entropy[row], entropy, atol=1e-5)
+        balance = num_experts * sum(counts / counts.sum() * probabilities.mean(axis=0))
+        np.testing.assert_allclose(total.balance[row], balance, atol=1e-5)
+
+
+def test_logits_are_the_same_bits_with_a_monitor() -> None:
+    model = deterministic_toy()
+    seen = DrivenEngine(model, routing=monitor_of(model)).one("a", 0, TOKENS, logits="all").logits
+    assert np.array_equal(seen, DrivenEngine(model).one("a", 0, TOKENS, logits="all").logits)
+
+
+def routed(choice: torch.Tensor, num_experts: int, certainty: float = 12.0) -> RoutingLog:
+    """One layer's log in which each token chooses one expert, nearly for certain."""
+    logits = torch.zeros(len(choice), num_experts)
+    logits[torch.arange(len(choice)), choice] = certainty
+    return RoutingLog([logits.softmax(dim=-1)], [choice.unsqueeze(-1)])
+
+
+def test_the_balance_is_one_at_uniform_and_the_number_of_experts_at_collapse() -> None:
+    uniform = Routing.of(routed(torch.arange(80) % 8, 8))
+    np.testing.assert_allclose(uniform.balance, [1.0], atol=1e-4)
+    collapsed = Routing.of(routed(torch.zeros(80, dtype=torch.int64), 8))
+    np.testing.assert_allclose(collapsed.balance, [8.0], atol=1e-2)
+    undecided = RoutingLog([torch.full((80, 8), 1 / 8)], [torch.arange(80).unsqueeze(-1) % 8])
+    np.testing.assert_allclose(Routing.of(undecided).mean_entropy, [np.log(8)], atol=1e-5)
+    assert Routing.nothing(2, 8).balance.tolist() == [1.0, 1.0]
+
+
+def test_a_collapse_is_told_once_until_it_is_over() -> None:
+    monitor = RoutingMonitor([3], 8, 1, window_tokens=40, collapse=0.5)
+    spread, collapsed = torch.arange(40) % 8, torch.zeros(40, dtype=torch.int64)
+    with capture_logs() as logs:
+        for choice in (spread, collapsed[:20], collapsed[:20], collapsed, spread, collapsed):
+            monitor.observe(routed(choice, 8))
+    assert [(entry["log_level"], entry["layers"]) for entry in logs] == [
+        ("warning", [3]),
+        ("info", [3]),
+        ("warning", [3]),
+    ]
+    assert metrics.COLLAPSED_LAYERS._value.get() == 1
+    assert metrics.ROUTING_BALANCE.labels(3)._value.get() == pytest.approx(8, abs=0.01)
+    assert monitor.total.num_tokens == 200
+
+
+def test_a_model_with_many_experts_has_no_metric_for_each() -> None:
+    before = metrics.EXPERT_TOKENS.labels(0, "all")._value.get()
+    monitor = RoutingMonitor([0], 4096, 1, window_tokens=10, collapse=0.5)
+    monitor.observe(routed(torch.arange(5), 4096))
+    monitor.observe(routed(torch.arange(5), 4096))
+    assert metrics.EXPERT_TOKENS.labels(0, "all")._value.get() == before + 10
