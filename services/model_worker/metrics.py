@@ -18,7 +18,7 @@ KV_BLOCKS_USED = Gauge("espalier_worker_kv_blocks_used", "Blocks of the cache th
 LEASES_EXPIRED = Counter("espalier_worker_leases_expired", "Sequences freed because nobody used them.")
 EXPERT_TOKENS = Counter(
     "espalier_worker_expert_tokens",
-    'Tokens that an expert computed, up to the latest window; one "all" where there are over 2,048 experts in all layers.',
+    'Tokens of an expert, up to the latest window; "all" where there are over 2,048 experts in all layers.',
     ["layer", "expert"],
 )
 ROUTING_BALANCE = Gauge(
