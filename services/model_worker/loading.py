@@ -10,6 +10,7 @@ from pathlib import Path
 import structlog
 import torch
 
+from services.model_worker.model.cost import Cost, cost_of
 from services.model_worker.model.huggingface import holds_safetensors, huggingface_config, load_huggingface
 from services.model_worker.model.transformer import Transformer
 from services.model_worker.model.weights import CheckpointError, GgufFile, gguf_config, load_gguf
@@ -34,6 +35,7 @@ class LoadedModel:
     vocabulary_digest: str
     num_parameters: int
     num_active_parameters: int
+    cost: Cost
     dtype: str
 
 
@@ -76,6 +78,7 @@ def load_model(spec: str, dtype: torch.dtype) -> LoadedModel:
         vocabulary_digest=vocabulary.digest,
         num_parameters=model.num_parameters(),
         num_active_parameters=model.num_active_parameters(),
+        cost=cost_of(model),
         dtype=str(dtype).removeprefix("torch."),
     )
     _log.info(

@@ -64,6 +64,10 @@ class ModelWorkerServicer(model_worker_pb2_grpc.ModelWorkerServiceServicer):
             num_active_parameters=loaded.num_active_parameters,
             dtype=loaded.dtype,
             device="cpu",
+            flops_per_token=loaded.cost.flops_per_token,
+            dense_flops_per_token=loaded.cost.dense_flops_per_token,
+            flops_per_context_token=loaded.cost.flops_per_context_token,
+            weight_bytes=loaded.cost.weight_bytes,
         )
 
     async def GetRouting(

@@ -71,6 +71,13 @@ async def test_model_and_tokenizer_agree(worker: Worker) -> None:
     assert vocabulary.decode(vocabulary.encode("가 the 😀")) == "가 the 😀".encode()
 
 
+async def test_the_model_says_what_a_token_costs(worker: Worker) -> None:
+    model = await worker.stub.GetModel(pb.GetModelRequest())
+    assert 0 < model.flops_per_token < model.dense_flops_per_token
+    assert model.flops_per_context_token == 2 * 4 * 4 * 16  # 2 layers, 4 heads of 16
+    assert model.weight_bytes == 4 * model.num_parameters
+
+
 async def test_routing_is_told_layer_by_layer(worker: Worker) -> None:
     nothing = await worker.stub.GetRouting(pb.GetRoutingRequest())
     assert (nothing.num_tokens, [layer.balance for layer in nothing.layers]) == (0, [1, 1])
