@@ -1,8 +1,8 @@
 """Weights that are there once a checkpoint is loaded, and how rows are multiplied with them.
 
 The plain product is `F.linear`, the definition. A model that is to serve is prepared: each weight becomes a `Product`,
-which keeps the numbers as its kernel likes them best. On CPUs that is oneDNN's own blocked layout: with 2 to 64 rows
-its products take a third of the time of `F.linear` in float32 (docs/batching.md has the numbers).
+which keeps the numbers as its kernel likes them best. On CPUs that is oneDNN's own blocked layout: with 2 to 32 rows
+its products take about half the time of `F.linear` in float32 (docs/batching.md has the numbers).
 """
 
 from __future__ import annotations
