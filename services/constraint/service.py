@@ -97,6 +97,12 @@ class ConstraintService:
             self._processes.start(), self._validators.start(), self._store.start(), self._wait_for_vocabulary()
         )
 
+    async def report_health(self, report: Callable[[str, bool], Awaitable[None]]) -> None:
+        """Report on the shared cache, now and whenever it fails or comes back; requests go on without it."""
+        if isinstance(self._store, RedisStore):
+            async for is_available in self._store.states():
+                await report("cache", is_available)
+
     async def stop(self) -> None:
         """Let go of everything."""
         if self._compiler is not None:

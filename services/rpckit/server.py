@@ -111,12 +111,14 @@ async def serve(
     full_service_names: Sequence[str],
     start: Callable[[], Awaitable[None]],
     stop: Callable[[], Awaitable[None]],
+    report_health: Callable[[Callable[[str, bool], Awaitable[None]]], Awaitable[None]] | None = None,
 ) -> None:
     """Run a server until it is told to stop; returns after `stop()`.
 
     `register` adds the servicers; their handlers are called only after `start()` returned. `full_service_names` are
     those of the contract, for example `espalier.v1.GatewayService`: reflection lists them, and health answers for
-    each and for "".
+    each and for "". `report_health` runs from `start()` to the end and tells by `await report(name, is_fine)` of what
+    the service can do without: health answers for "<first full name>/<name>".
 
     Raises:
         SystemExit: code 1 when the address is in use, or when `start()` fails; the log says why.
@@ -142,6 +144,11 @@ async def serve(
     register(server)
     reflection.enable_server_reflection((*full_service_names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
 
+    async def report(name: str, is_fine: bool) -> None:
+        status = health_pb2.HealthCheckResponse
+        await health_servicer.set(f"{full_service_names[0]}/{name}", status.SERVING if is_fine else status.NOT_SERVING)
+
+    reporting: asyncio.Future[None] | None = None
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -156,6 +163,7 @@ async def serve(
             is_ready = True
             await set_health(health_pb2.HealthCheckResponse.SERVING)
             _log.info("ready", address=bound)
+            reporting = None if report_health is None else asyncio.ensure_future(report_health(report))
             await stopping.wait()
     except ServiceError as error:
         _log.error("cannot start", reason=error.reason, message=error.message)
@@ -165,6 +173,8 @@ async def serve(
         raise SystemExit(START_FAILED_EXIT_CODE) from None
     finally:
         is_ready = False
+        if reporting is not None:
+            reporting.cancel()
         _log.info("stopping", drain_s=settings.drain_s)
         await health_servicer.enter_graceful_shutdown()
         await server.stop(settings.drain_s)

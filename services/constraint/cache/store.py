@@ -268,9 +268,12 @@ class RedisStore:
         with contextlib.suppress(*_FAILURES):
             await self._redis.aclose()
 
-    async def wait_for_change(self) -> None:
-        """Return when reads or writes begin to fail, or to work again."""
-        await self._changed.wait()
+    async def states(self) -> AsyncIterator[bool]:
+        """Yield whether reads and writes both work, now and after each change; never ends."""
+        while True:
+            changed = self._changed
+            yield not self._failing
+            await changed.wait()
 
     def _key(self, name: EntryName) -> str:
         return f"{self._prefix}{name}"
@@ -326,7 +329,7 @@ class RedisStore:
         while True:
             if not self._failing:
                 pause_s = _FIRST_PROBE_S
-                await self.wait_for_change()
+                await self._changed.wait()
                 continue
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _PROBE_S)

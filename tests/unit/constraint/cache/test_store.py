@@ -194,10 +194,11 @@ async def test_a_server_that_dies_and_comes_back_is_found_again(tmp_path: Path) 
     async with running(server.url) as store:
         await store.put(A, b"payload")
         server.kill()
-        change = asyncio.create_task(store.wait_for_change())
+        states = store.states()
+        assert await anext(states)
         assert await store.get(A) == [None]
         assert not store.can_read
-        await asyncio.wait_for(change, 1)
+        assert not await asyncio.wait_for(anext(states), 1)
         server.start()
         await _until(lambda: store.can_read and store.can_write)
         assert metrics.CACHE_AVAILABLE.labels("read")._value.get() == 1
