@@ -161,7 +161,7 @@ def one_compile(replicas: list[Replica], schemas: list[str], *, num_requests: in
 
 def first_masks(first: Replica, second: Replica, schemas: list[str]) -> dict[str, Any]:
     """Compile with one replica, then ask the other, once each; return times of both in milliseconds."""
-    compiled_ms, found_ms, levels = [], [], Counter[str]()
+    compiled_ms, found_ms, inside_ms, levels = [], [], [], Counter[str]()
     for schema in schemas:
         try:
             started = time.perf_counter()
@@ -176,9 +176,11 @@ def first_masks(first: Replica, second: Replica, schemas: list[str]) -> dict[str
         started = time.perf_counter()
         other = second.compile(schema)
         found_ms.append((time.perf_counter() - started) * 1e3)
+        inside_ms.append(other.compile_us / 1e3)
         levels[pb.CacheLevel.Name(other.cache_level)] += 1
         assert other.start.bitmask == answer.start.bitmask
-    return {"levels": dict(levels), "compiled_ms": quantiles(compiled_ms), "found_ms": quantiles(found_ms)}
+    times = {"compiled_ms": compiled_ms, "found_ms": found_ms, "found_inside_the_service_ms": inside_ms}
+    return {"levels": dict(levels)} | {name: quantiles(values) for name, values in times.items()}
 
 
 def stream(replica: Replica, documents: list[tuple[str, list[list[int]]]], num_passes: int) -> list[list[int]]:
@@ -260,8 +262,10 @@ class Load:
             self.wrong += answer.start.bitmask != self._expected[schema]
 
 
-def faults(made: Fleet, replicas: list[Replica], schemas: list[str], *, stop_s: float) -> dict[str, Any]:
-    """Break the server in several ways under load."""
+def faults(
+    made: Fleet, replicas: list[Replica], schemas: list[str], *, stop_s: float, second_s: float = 1.0
+) -> dict[str, Any]:
+    """Break the server in several ways under load; `second_s` is what lies between, a second or less."""
     (alone,) = made.start("alone", redis=False)
     schemas = [schema for schema in schemas if isinstance(json.loads(schema), dict)]
     expected = {}
@@ -272,28 +276,28 @@ def faults(made: Fleet, replicas: list[Replica], schemas: list[str], *, stop_s: 
             continue
 
     def kill_and_restart() -> None:
-        time.sleep(1)
+        time.sleep(second_s)
         made.redis.kill()
-        time.sleep(2)
+        time.sleep(2 * second_s)
         made.redis.start()
-        time.sleep(3)
+        time.sleep(3 * second_s)
 
     def stop() -> None:
-        time.sleep(1)
+        time.sleep(second_s)
         made.redis.stop_answering()
         time.sleep(stop_s)
         made.redis.go_on()
-        time.sleep(3)
+        time.sleep(3 * second_s)
 
     def fill() -> None:
         made.redis.client.config_set("maxmemory", "3mb")
-        time.sleep(4)
+        time.sleep(4 * second_s)
         made.redis.client.config_set("maxmemory", 0)
-        time.sleep(2)
+        time.sleep(2 * second_s)
 
     report: dict[str, Any] = {}
     steps: dict[str, Callable[[], None]] = {
-        "no fault": lambda: time.sleep(3),
+        "no fault": lambda: time.sleep(3 * second_s),
         "killed and restarted": kill_and_restart,
         f"SIGSTOP for {stop_s:.0f} s": stop,
         "maxmemory reached": fill,

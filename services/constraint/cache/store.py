@@ -39,7 +39,7 @@ _PROBE_S: Final = 1.0
 # Entries that cannot be read are logged at most so often; the metric counts all.
 _BAD_ENTRY_LOG_S: Final = 60.0
 # Values from this size on are unpacked in a thread.
-_LARGE_BYTES: Final = 256 << 10
+_LARGE_BYTES: Final = 64 << 10
 
 _FAILURES: Final = (RedisError, OSError, TimeoutError)
 

@@ -19,6 +19,8 @@ from services.constraint.cache.store import EntryName, Store
 from services.constraint.core.engine import CorruptGrammarError, HotStates, Matcher, adopt, hot_states, num_known
 from services.vocabulary import bitmask_words
 
+# What others know is taken in so long after a grammar was found: the first answer goes first.
+_DELAY_S: Final = 0.05
 # A replica tells when it knows so much more, by share and by number, than when it last did.
 _GROWTH: Final = 1.25
 _MIN_GROWTH: Final = 8
@@ -60,7 +62,7 @@ class WarmExchange:
     def take_in(self, warmth: Warmth) -> None:
         """Take in what others know, in the background."""
         if self._max_mask_bytes and self._store.can_read:
-            self._start(self._exchange(warmth, tells=False))
+            self._start(self._exchange_later(warmth))
 
     async def run(self, warmths: Callable[[], Iterable[Warmth]]) -> None:
         """Tell what was learned, until cancelled."""
@@ -75,6 +77,10 @@ class WarmExchange:
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
+
+    async def _exchange_later(self, warmth: Warmth) -> None:
+        await asyncio.sleep(_DELAY_S)
+        await self._exchange(warmth, tells=False)
 
     async def _exchange(self, warmth: Warmth, *, tells: bool) -> None:
         name = EntryName("warm", warmth.digest)
