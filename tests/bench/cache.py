@@ -303,6 +303,7 @@ def faults(
         "maxmemory reached": fill,
     }
     for name, step in steps.items():
+        failures = _store_failures(replicas)
         with Load(replicas, list(expected), expected) as load:
             step()
         found = [replica.metrics()['espalier_constraint_cache_available{use="read"}'] for replica in replicas]
@@ -311,9 +312,15 @@ def faults(
             "failed": len(load.failed),
             "wrong": load.wrong,
             "ms": quantiles(seconds * 1e3 for seconds in load.times),
+            "calls to Redis that failed": _store_failures(replicas) - failures,
             "available_afterwards": found,
         }
     return report
+
+
+def _store_failures(replicas: list[Replica]) -> int:
+    counters = (replica.metrics().items() for replica in replicas)
+    return int(sum(value for row in counters for name, value in row if "store_failures_total" in name))
 
 
 def mutations(vocabulary: Vocabulary, cases: list[Case], redis: RedisServer, number: int) -> dict[str, Any]:
@@ -364,16 +371,19 @@ async def _mutate(
         stored = StoredGrammar.from_bytes(payload)
         return stored, CompiledGrammar.from_bytes(stored.compiled)
 
+    sealed = []
+    for index, (stored, hot, _) in enumerate(subjects):
+        names = EntryName("grammar", f"{index:064x}"), EntryName("warm", f"{index:064x}")
+        for name, payload in zip(names, (stored.to_bytes(), hot.to_bytes()), strict=True):
+            assert await store.put(name, payload)
+        keys = [f"espalier:{FORMAT_VERSION}:{name}" for name in names]
+        sealed.append((names, keys, client.mget(keys)))
     for index in range(number):
         stored, hot, expected = subjects[index % len(subjects)]
-        digest = f"{index:064x}"
-        names = EntryName("grammar", digest), EntryName("warm", digest)
-        for name, payload in zip(names, (stored.to_bytes(), hot.to_bytes()), strict=True):
-            await store.put(name, payload)
-            entry = f"espalier:{FORMAT_VERSION}:{name}"
-            value = client.get(entry)
-            assert isinstance(value, bytes)
-            client.set(entry, _repaired(str(name), _mutated(value, rng)) if is_repaired else _mutated(value, rng))
+        names, keys, values = sealed[index % len(subjects)]
+        for name, entry, value in zip(names, keys, values, strict=True):
+            wild = _mutated(value, rng)
+            client.set(entry, _repaired(str(name), wild) if is_repaired else wild)
         cache = FleetCache(
             store,
             decode=decode,
@@ -388,7 +398,7 @@ async def _mutate(
             return stored, CompiledGrammar.from_bytes(stored.compiled)
 
         try:
-            (_, compiled), is_found = await cache.find_or_make(digest, make)
+            (_, compiled), is_found = await cache.find_or_make(names[0].digest, make)
             matcher = Matcher(compiled, trie)
             (payload_of_warm,) = await store.get(names[1])
             if payload_of_warm is not None:
