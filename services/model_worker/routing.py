@@ -104,7 +104,9 @@ class RoutingMonitor:
         self.layers: Final = tuple(layers)
         self._num_experts = num_experts
         self._window_tokens = window_tokens
-        self._limit = 1 + collapse * (num_experts / num_experts_per_tok - 1)
+        worst = num_experts / num_experts_per_tok
+        # Where every token goes to every expert there is nothing to collapse.
+        self._limit = 1 + collapse * (worst - 1) if worst > 1 else float("inf")
         self._total = self._window = Routing.nothing(len(layers), num_experts)
         self._lock = threading.Lock()
         self._collapsed: frozenset[int] = frozenset()
@@ -151,6 +153,6 @@ class RoutingMonitor:
                 limit=round(self._limit, 2),
                 num_tokens=window.num_tokens,
             )
-        if self._collapsed and not collapsed:
-            _log.info("routing has recovered", layers=sorted(self._collapsed))
+        if self._collapsed - collapsed:
+            _log.info("routing has recovered", layers=sorted(self._collapsed - collapsed))
         self._collapsed = collapsed

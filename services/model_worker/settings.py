@@ -47,7 +47,7 @@ class WorkerSettings(ServiceSettings):
     routing_collapse: float = Field(
         0.5,
         gt=0,
-        le=1,
+        lt=1,
         description="A layer has collapsed where its balance is beyond this part of the way from uniform to the worst.",
     )
     lease_s: float = Field(60.0, gt=0, le=86400, description="A sequence that nobody uses for so long is freed.")

@@ -95,6 +95,15 @@ def test_a_collapse_is_told_once_until_it_is_over() -> None:
     assert monitor.total.num_tokens == 200
 
 
+def test_a_mixture_that_uses_all_experts_never_collapses() -> None:
+    monitor = RoutingMonitor([0], 8, 8, window_tokens=64, collapse=0.5)
+    with capture_logs() as logs:
+        for seed in range(20):
+            probabilities = torch.randn(64, 8, generator=torch.Generator().manual_seed(seed)).softmax(dim=-1)
+            monitor.observe(RoutingLog([probabilities], [torch.arange(8).expand(64, 8).contiguous()]))
+    assert not logs
+
+
 def test_a_model_with_many_experts_has_no_metric_for_each() -> None:
     before = metrics.EXPERT_TOKENS.labels(0, "all")._value.get()
     monitor = RoutingMonitor([0], 4096, 1, window_tokens=10, collapse=0.5)
