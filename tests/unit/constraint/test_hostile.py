@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from services.constraint.core.engine import CompiledGrammar, Matcher, TokenTrie, compile_grammar
+from services.constraint.core.engine import CompiledGrammar, Matcher, TokenTrie, compile_grammar, warm_up
 from services.constraint.service import ConstraintService, Move
 from services.constraint.settings import ConstraintSettings
 from services.constraint.sources import ConstraintSource, SourceOptions, build
@@ -282,7 +282,7 @@ NEEDS_A_PROCESS = {
 @pytest.fixture(scope="module")
 def trie() -> TokenTrie:
     made = TokenTrie(VOCABULARY)
-    Matcher(compile_grammar(build(regex("[a-z]{0,100}"), SourceOptions()).grammar), made)  # loads the kernels
+    warm_up(made)  # as the service does: otherwise the first mask compiles kernels
     return made
 
 
