@@ -71,15 +71,22 @@ class Chunk:
 
 
 def startable(waiting: Iterable[PendingStep], running: Iterable[PendingStep]) -> list[PendingStep]:
-    """Return the waiting steps that need not wait for an earlier one: those of one sequence keep their order."""
-    busy: set[str] = set()
-    for pending in running:
-        busy |= pending.names
+    """Return the waiting steps that need not wait for an earlier one: those of one sequence keep their order.
+
+    A fork takes what it needs of its parent when it begins, so that the parent and other forks of it may go on at once:
+    all children of a beam are in one pass. They begin in the order of this list.
+    """
+    changed = {pending.step.sequence_id for pending in running}
+    read: set[str] = set()
+    """Parents of forks that have to wait."""
     result = []
     for pending in waiting:
-        if busy.isdisjoint(pending.names):
+        name, parent = pending.step.sequence_id, pending.step.fork_of
+        if name in changed or name in read or parent in changed:
+            read |= {parent} if parent is not None else set()
+        else:
             result.append(pending)
-        busy |= pending.names
+        changed.add(name)
     return result
 
 

@@ -154,6 +154,19 @@ def test_steps_of_one_batch_on_one_sequence_are_applied_in_order() -> None:
         assert_logits(outcome.logits, prefill_logits(token_ids)[-1:])
 
 
+def test_the_children_of_a_beam_share_a_pass() -> None:
+    driven = DrivenEngine()
+    driven.one("a", 0, TOKENS[:37])
+    futures = driven.submit(
+        Step(sequence_id="b", position=37, token_ids=(5,), fork_of="a"),
+        Step(sequence_id="c", position=37, token_ids=(6,), fork_of="a"),
+        Step(sequence_id="a", position=37, token_ids=(7,)),
+    )
+    driven.engine.step()
+    for future, token_id in zip(futures, (5, 6, 7), strict=True):
+        assert_logits(future.result(timeout=0).logits, prefill_logits((*TOKENS[:37], token_id))[-1:])
+
+
 @pytest.mark.parametrize(
     ("fields", "error"),
     [
