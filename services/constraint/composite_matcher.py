@@ -18,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from services.constraint.checks import CheckedMatcher
-from services.constraint.core.engine import TERMINATED, Forcing, Guidance, Matcher, MatcherLimits
+from services.constraint.core.engine import TERMINATED, Forcing, Guidance, Matcher, MatcherLimits, unknown_state
 from services.constraint.core.holes import stand_in
 from services.constraint.core.tables import FIRST_CONFIGURATION
 from services.rpckit.status import LeaseExpired, OutOfFuel, TokenRejected
-from services.vocabulary.bitmask import Bitmask, bitmask_words
+from services.vocabulary import bitmask_of, count_tokens, has_token
+from services.vocabulary.bitmask import Bitmask
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -117,9 +118,7 @@ class CompositeMatcher:
         self._parts = parts
         self._max_bytes = max_bytes
         self._vocabulary = outer.trie.vocabulary
-        self._end_tokens = np.zeros(bitmask_words(self._vocabulary.vocab_size), np.int32)
-        for token_id in self._vocabulary.eos_token_ids:
-            self._end_tokens[token_id >> 5] |= np.uint32(1 << (token_id & 31)).astype(np.int32)
+        self._end_tokens = bitmask_of(self._vocabulary.eos_token_ids, self._vocabulary.vocab_size)
         self._row = np.zeros_like(self._end_tokens)
         self._lock = threading.Lock()
         self._num_made = FIRST_CONFIGURATION  # numbers below it mean something else to batches
@@ -195,7 +194,7 @@ class CompositeMatcher:
             if behind == TERMINATED:
                 return Guidance(state, tuple(forced), behind, bitmask, 0, True, 0, None)
             readings = self._get(behind)
-            num_allowed = int(np.bitwise_count(bitmask.view(np.uint32)).sum())
+            num_allowed = count_tokens(bitmask)
             witness = self._witness(readings)
             return Guidance(
                 state,
@@ -214,9 +213,7 @@ class CompositeMatcher:
             return ()
         found = self._states.get(state)
         if found is None:
-            raise LeaseExpired(
-                f"no state {state} of this grammar is known here; compile again and replay the tokens", state=state
-            )
+            raise unknown_state(state)
         return found
 
     def _mask(self, state: int) -> Bitmask:
@@ -254,7 +251,7 @@ class CompositeMatcher:
 
     def _behind(self, reading: _Reading, token_id: int) -> _Reading | None:
         matcher: PartMatcher = self._parts[reading.hole] if reading.is_inside else self._outer
-        if not reading.is_inside and _has(self._outer.trie.tokens_of_stand_ins, token_id):
+        if not reading.is_inside and has_token(self._outer.trie.tokens_of_stand_ins, token_id):
             return None
         state = reading.inner if reading.is_inside else reading.outer
         try:
@@ -381,10 +378,6 @@ def _only_token(bitmask: Bitmask) -> int | None:
         return None
     word = int(bitmask.view(np.uint32)[words[0]])
     return None if word & (word - 1) else int(words[0]) * 32 + word.bit_length() - 1
-
-
-def _has(bitmask: Bitmask, token_id: int) -> bool:
-    return bool(bitmask[token_id >> 5] >> (token_id & 31) & 1)
 
 
 AnyMatcher: TypeAlias = Matcher | CheckedMatcher | CompositeMatcher

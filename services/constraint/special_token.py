@@ -10,8 +10,7 @@ import numpy.typing as npt
 
 from services.constraint.core.engine import Guidance
 from services.rpckit.status import TokenRejected, UnsupportedConstruct
-from services.vocabulary import Vocabulary
-from services.vocabulary.bitmask import bitmask_words
+from services.vocabulary import Vocabulary, bitmask_of
 
 _MAX_NAMES_SHOWN: Final = 50
 
@@ -40,8 +39,7 @@ class SpecialToken:
                 token=name,
             )
         self._token_id = token_id
-        self._row = np.zeros(bitmask_words(vocabulary.vocab_size), np.int32)
-        self._row[token_id >> 5] = np.uint32(1 << (token_id & 31)).astype(np.int32)
+        self._row = bitmask_of((token_id,), vocabulary.vocab_size)
 
     def accept(self, state: int, token_ids: Sequence[int]) -> int:
         """Return the state behind tokens.

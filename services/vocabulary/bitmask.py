@@ -5,6 +5,8 @@ On the wire the words are little-endian; `ceil(vocab_size / 32)` of them make a 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -15,6 +17,24 @@ BoolMask = npt.NDArray[np.bool_]
 def bitmask_words(vocab_size: int) -> int:
     """Return the number of words in a row for `vocab_size` tokens."""
     return (vocab_size + 31) // 32
+
+
+def bitmask_of(token_ids: Iterable[int], vocab_size: int) -> Bitmask:
+    """Return a `(words,)` bitmask of these tokens."""
+    bitmask = np.zeros(bitmask_words(vocab_size), np.int32)
+    for token_id in token_ids:
+        bitmask[token_id >> 5] |= np.uint32(1 << (token_id & 31)).astype(np.int32)
+    return bitmask
+
+
+def has_token(bitmask: Bitmask, token_id: int) -> bool:
+    """Tell whether a row allows a token."""
+    return bool(bitmask[token_id >> 5] >> (token_id & 31) & 1)
+
+
+def count_tokens(bitmask: Bitmask) -> int:
+    """Return how many tokens a row allows."""
+    return int(np.bitwise_count(bitmask.view(np.uint32)).sum())
 
 
 def pack_bool_mask(bool_mask: BoolMask) -> Bitmask:

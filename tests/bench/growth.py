@@ -36,7 +36,7 @@ from services.constraint.job_processes import JobCrashedError, JobTimedOutError
 from services.constraint.prepared_process import PreparedProcess
 from services.constraint.sources import ConstraintSource, SourceOptions, build, common_grammar
 from services.rpckit.status import ServiceError
-from services.vocabulary import bitmask_words
+from services.vocabulary import bitmask_words, count_tokens
 from services.vocabulary.files import read_vocabulary
 from tests.bench import growth_plot
 from tests.bench.masks import demo_tokenizer
@@ -214,7 +214,7 @@ def measure(point: Point, trie: TokenTrie) -> Measured:
                 break  # what takes seconds is not noise
         for state in states:
             matcher.fill_bitmask(state, row)
-            allowed.append(int(np.bitwise_count(row.view(np.uint32)).sum()))
+            allowed.append(count_tokens(row))
     by_position = [median(times) for times in zip(*cold, strict=True)]
     return Measured(
         series=point.series,

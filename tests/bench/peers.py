@@ -19,7 +19,7 @@ import numpy as np
 
 from services.constraint.checking import Case, CaseOutcome, TokenizerChoice, no_collection, spell, text_outcome
 from services.constraint.sources import ConstraintSource
-from services.vocabulary import Vocabulary, bitmask_words
+from services.vocabulary import Vocabulary, bitmask_words, has_token
 from services.vocabulary.files import read_vocabulary
 
 TARGET = "tests.bench.peers:answer"
@@ -226,4 +226,4 @@ class PeerRunner:
         return (perf_counter_ns() - started) / 1e3
 
     def _allows(self, token_id: int) -> bool:
-        return bool(self._peer.row[token_id >> 5] >> (token_id & 31) & 1)
+        return has_token(self._peer.row, token_id)

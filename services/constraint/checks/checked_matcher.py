@@ -19,11 +19,11 @@ import numpy.typing as npt
 from services.constraint.checks.progress import JsonChecks, Progress
 from services.constraint.checks.refusals import Refusals
 from services.constraint.checks.token_classes import TokenClasses
-from services.constraint.core.engine import TERMINATED, Forcing, Guidance, Matcher
+from services.constraint.core.engine import TERMINATED, Forcing, Guidance, Matcher, unknown_state
 from services.constraint.core.tables import FIRST_CONFIGURATION
 from services.constraint.sources.json_schema.obligations import Obligations
-from services.rpckit.status import LeaseExpired, OutOfFuel, TokenRejected
-from services.vocabulary import allowed_token_ids
+from services.rpckit.status import OutOfFuel, TokenRejected
+from services.vocabulary import allowed_token_ids, count_tokens, has_token
 from services.vocabulary.bitmask import Bitmask
 
 _P = ParamSpec("_P")
@@ -155,10 +155,10 @@ class CheckedMatcher:
                 self._refusals.refuse(progress, bitmask)
                 num_tokens, first = guidance.witness_num_tokens, guidance.witness_token_id
             bitmask.flags.writeable = False
-            if first is not None and not bitmask[first >> 5] >> (first & 31) & 1:
+            if first is not None and not has_token(bitmask, first):
                 first = self._any_token(bitmask)
             is_accepting = self._matcher.is_accepting(inner) and self._checks.may_end(progress)
-            num_allowed = int(np.bitwise_count(bitmask.view(np.uint32)).sum())
+            num_allowed = count_tokens(bitmask)
             return Guidance(
                 state,
                 tuple(forced),
@@ -181,9 +181,7 @@ class CheckedMatcher:
             return TERMINATED, self._checks.start
         found = self._states.get(state)
         if found is None:
-            raise LeaseExpired(
-                f"no state {state} of this grammar is known here; compile again and replay the tokens", state=state
-            )
+            raise unknown_state(state)
         return found
 
     def _accept_one(self, state: int, token_id: int) -> int:

@@ -15,7 +15,7 @@ from services.constraint.checks.token_classes import Action, Start, TokenClass, 
 from services.constraint.core.engine import TokenTrie
 from services.constraint.sources.json_schema.keys import key_bytes
 from services.constraint.sources.json_schema.obligations import Obligations
-from services.vocabulary.bitmask import Bitmask
+from services.vocabulary.bitmask import Bitmask, has_token
 
 # By place, and whether that is in an object.
 _START_OF: Final = {
@@ -57,9 +57,7 @@ class Refusals:
         if frame is None and not progress.nodes:
             return
         if frame is None:
-            ends = [
-                token_id for token_id in self._vocabulary.eos_token_ids if row[token_id >> 5] >> (token_id & 31) & 1
-            ]
+            ends = [token_id for token_id in self._vocabulary.eos_token_ids if has_token(row, token_id)]
             if ends and not self._checks.may_end(progress):
                 for token_id in ends:
                     _clear(row, token_id)
