@@ -30,6 +30,7 @@ from services.constraint.composite_matcher import AnyMatcher, CompositeMatcher, 
 from services.constraint.contract import from_json, source_of
 from services.constraint.core.engine import Forcing, Matcher, TokenTrie, compile_grammar, warm_up
 from services.constraint.sources import (
+    BuiltSource,
     ConstraintSource,
     KeywordReport,
     Kind,
@@ -39,7 +40,7 @@ from services.constraint.sources import (
 )
 from services.constraint.special_token import SpecialToken
 from services.rpckit.status import InvalidRequest, ServiceError, TokenRejected
-from services.vocabulary import Vocabulary, bitmask_words
+from services.vocabulary import Vocabulary, bitmask_words, count_tokens, has_token
 from services.vocabulary.files import TokenizerFileError, read_vocabulary
 
 Status = Literal["ok", "rejected", "timeout", "error"]
@@ -321,7 +322,7 @@ class Checker:
             keywords=keywords,
             compile_us=compile_us,
             first_mask_us=first_mask_us,
-            num_allowed=int(np.bitwise_count(self._row.view(np.uint32)).sum()),
+            num_allowed=count_tokens(self._row),
             min_bytes=matcher.min_bytes,
             witness=self._witness(matcher),
             witness_num_tokens=len(start.forced_token_ids) + start.witness_num_tokens,
@@ -340,26 +341,9 @@ class Checker:
         self, source: ConstraintSource, options: SourceOptions, forcing: Forcing
     ) -> tuple[AnyMatcher, tuple[KeywordReport, ...], float]:
         started = perf_counter_ns()
-        matcher, keywords = self._matcher(source, options, forcing)
-        return matcher, keywords, (perf_counter_ns() - started) / 1e3
-
-    def _matcher(
-        self, source: ConstraintSource, options: SourceOptions, forcing: Forcing
-    ) -> tuple[AnyMatcher, tuple[KeywordReport, ...]]:
         built = build(source, options)
-        matcher = Matcher(compile_grammar(built.grammar), self._trie, forcing=forcing, has_holes=bool(built.holes))
-        if built.holes:
-            parts: list[PartMatcher] = [
-                SpecialToken(hole.text or "", self.vocabulary)
-                if hole.kind == "special_token"
-                else self._matcher(hole, options, forcing)[0]
-                for hole in built.holes
-            ]
-            min_bytes = compile_grammar(built.grammar, are_holes_filled=True).min_bytes
-            return CompositeMatcher(matcher, parts, min_bytes=min_bytes), built.keywords
-        if built.schema is not None and built.inexact is not None:
-            return checked(matcher, built.schema, built.inexact, self._classes), built.keywords
-        return matcher, built.keywords
+        matcher = matcher_of_built(built, options, self._trie, self._classes, forcing)
+        return matcher, built.keywords, (perf_counter_ns() - started) / 1e3
 
     def _walk(self, matcher: AnyMatcher, token_ids: Sequence[int] | None, times_us: list[float]) -> int | None:
         """Return the index of the first token that is not allowed, the end token included; None when all are."""
@@ -381,7 +365,7 @@ class Checker:
         return (perf_counter_ns() - started) / 1e3
 
     def _allows(self, token_id: int) -> bool:
-        return bool(self._row[token_id >> 5] >> (token_id & 31) & 1)
+        return has_token(self._row, token_id)
 
     def _witness(self, matcher: AnyMatcher) -> bytes:
         token_ids: list[int] = []
@@ -407,6 +391,29 @@ class Checker:
         if usual is None or not isinstance(matcher, CompositeMatcher):
             return usual
         return cut_finely(matcher, self.vocabulary, text)
+
+
+def matcher_of_built(
+    built: BuiltSource, options: SourceOptions, trie: TokenTrie, classes: TokenClasses, forcing: Forcing
+) -> AnyMatcher:
+    """Compile what was built of a constraint, and what stands in its holes.
+
+    Raises:
+        ServiceError: it is refused, or something in its holes is.
+    """
+    matcher = Matcher(compile_grammar(built.grammar), trie, forcing=forcing, has_holes=bool(built.holes))
+    if built.holes:
+        parts: list[PartMatcher] = [
+            SpecialToken(hole.text or "", trie.vocabulary)
+            if hole.kind == "special_token"
+            else matcher_of_built(build(hole, options), options, trie, classes, forcing)
+            for hole in built.holes
+        ]
+        min_bytes = compile_grammar(built.grammar, are_holes_filled=True).min_bytes
+        return CompositeMatcher(matcher, parts, min_bytes=min_bytes)
+    if built.schema is not None and built.inexact is not None:
+        return checked(matcher, built.schema, built.inexact, classes)
+    return matcher
 
 
 def spell(vocabulary: Vocabulary, text: str) -> list[int] | None:

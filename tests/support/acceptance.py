@@ -6,11 +6,11 @@ import json
 from functools import lru_cache
 from typing import Any
 
-from services.constraint.checks import TokenClasses, checked
-from services.constraint.composite_matcher import AnyMatcher, CompositeMatcher, PartMatcher
-from services.constraint.core.engine import Forcing, Matcher, TokenTrie, compile_grammar
+from services.constraint.checking import matcher_of_built
+from services.constraint.checks import TokenClasses
+from services.constraint.composite_matcher import AnyMatcher
+from services.constraint.core.engine import Forcing, TokenTrie
 from services.constraint.sources import ConstraintSource, SourceOptions, build
-from services.constraint.special_token import SpecialToken
 from services.rpckit.status import TokenRejected
 from tests.support.grammars import vocabulary
 
@@ -37,20 +37,7 @@ def matcher_of_source(
     source: ConstraintSource, options: SourceOptions, trie: TokenTrie, *, forcing: Forcing = "off"
 ) -> AnyMatcher:
     """Compile a constraint of any kind."""
-    built = build(source, options)
-    matcher = Matcher(compile_grammar(built.grammar), trie, forcing=forcing, has_holes=bool(built.holes))
-    if built.holes:
-        parts: list[PartMatcher] = [
-            SpecialToken(hole.text or "", trie.vocabulary)
-            if hole.kind == "special_token"
-            else matcher_of_source(hole, options, trie, forcing=forcing)
-            for hole in built.holes
-        ]
-        min_bytes = compile_grammar(built.grammar, are_holes_filled=True).min_bytes
-        return CompositeMatcher(matcher, parts, min_bytes=min_bytes)
-    if built.schema is None or built.inexact is None:
-        return matcher
-    return checked(matcher, built.schema, built.inexact, TokenClasses(trie))
+    return matcher_of_built(build(source, options), options, trie, TokenClasses(trie), forcing)
 
 
 def accepts(matcher: AnyMatcher, text: bytes) -> bool:

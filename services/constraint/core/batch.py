@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from services.constraint.core import masks
-from services.constraint.core.matcher import Matcher
+from services.constraint.core.matcher import Matcher, unknown_state
 from services.constraint.core.tables import DEAD, UNKNOWN_STATE
-from services.rpckit.status import LeaseExpired, TokenRejected
+from services.rpckit.status import TokenRejected
 
 REJECTED: Final = DEAD
 
@@ -92,9 +92,7 @@ class _Part:
                     return
                 item = self._by_kernel[done]
                 if code == UNKNOWN_STATE:
-                    raise LeaseExpired(
-                        f"no state {states[item]} of this grammar is known here", state=int(states[item])
-                    )
+                    raise unknown_state(int(states[item]))
                 self._matchers[item].configurations.resolve(code)
 
     def _advance_one(

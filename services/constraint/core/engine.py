@@ -15,7 +15,7 @@ from services.constraint.core.heap import keep_freed_memory
 from services.constraint.core.hot_states import HotStates, adopt, hot_states, num_known
 from services.constraint.core.interning import rehashed
 from services.constraint.core.lowering import lower
-from services.constraint.core.matcher import Forcing, Guidance, Matcher, MatcherLimits
+from services.constraint.core.matcher import Forcing, Guidance, Matcher, MatcherLimits, unknown_state
 from services.constraint.core.tables import TERMINATED
 from services.constraint.core.trie import TokenTrie
 from services.vocabulary import allowed_token_ids, bitmask_words
@@ -98,5 +98,6 @@ __all__ = [
     "compile_grammar",
     "hot_states",
     "num_known",
+    "unknown_state",
     "warm_up",
 ]

@@ -142,17 +142,24 @@ def _fill(memory: int, configuration: int, row: Int32s) -> int:
     if num_spans == 0:
         row[:] = 0
     else:
-        n = i64(0)
-        for item in range(first, last):
-            if w.is_walked[item - first] == 1:
-                w.item_state[n], w.item_node[n] = a.item_state[item], a.item_node[item]
-                n += 1
-        rest = intern_configuration(memory, w.item_state, w.item_node, n, i64(0))
+        rest = _of_walked(memory, first, last)
         if rest < 0:
             return rest
         if rest == DEAD:
             return 0
     return _add_lexemes(memory, i64(v.trie[0]), rest, row)
+
+
+@compiled
+def _of_walked(memory: int, first: int, last: int) -> int:
+    """Return the configuration of those items, of `first` to `last`, that `is_walked` marks; or a code."""
+    a, w = arena(memory), scratch(memory)
+    n = i64(0)
+    for item in range(first, last):
+        if w.is_walked[item - first] == 1:
+            w.item_state[n], w.item_node[n] = a.item_state[item], a.item_node[item]
+            n += 1
+    return intern_configuration(memory, w.item_state, w.item_node, n, i64(0))
 
 
 @compiled
@@ -190,12 +197,7 @@ def _add_lexemes(memory: int, trie: int, configuration: int, row: Int32s) -> int
             continue
         rest = configuration
         if num_walked < last - first:
-            n = i64(0)
-            for item in range(first, last):
-                if w.is_walked[item - first] == 1:
-                    w.item_state[n], w.item_node[n] = a.item_state[item], a.item_node[item]
-                    n += 1
-            rest = intern_configuration(memory, w.item_state, w.item_node, n, i64(0))
+            rest = _of_walked(memory, first, last)
             if rest < 0:
                 return rest
         code = walk(memory, trie, rest, i64(0), i64(0), row)

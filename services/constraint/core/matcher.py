@@ -23,7 +23,7 @@ from services.constraint.core.holes import STAND_IN_BYTES
 from services.constraint.core.tables import DEAD, FIRST_CONFIGURATION, TERMINATED
 from services.constraint.core.trie import TokenTrie
 from services.rpckit.status import LeaseExpired, OutOfFuel, TokenRejected
-from services.vocabulary import bitmask_words
+from services.vocabulary import bitmask_of, bitmask_words, count_tokens
 
 Forcing = Literal["canonical", "off"]
 
@@ -61,6 +61,13 @@ class Guidance:
     witness_num_tokens: int
     witness_token_id: int | None
     is_settled: bool = True  # no check is pending: nothing up to `after_forced` will have to be taken back
+
+
+def unknown_state(state: int) -> LeaseExpired:
+    """Return the error of a state that was never numbered, or is forgotten."""
+    return LeaseExpired(
+        f"no state {state} of this grammar is known here; compile again and replay the tokens", state=state
+    )
 
 
 class Matcher:
@@ -165,7 +172,7 @@ class Matcher:
                 tuple(forced),
                 behind,
                 bitmask,
-                int(np.bitwise_count(bitmask.view(np.uint32)).sum()),
+                count_tokens(bitmask),
                 self.configurations.is_accepting(behind),
                 num_tokens,
                 first,
@@ -241,9 +248,7 @@ class Matcher:
 
     def _check(self, state: int) -> None:
         if not self.has_state(state):
-            raise LeaseExpired(
-                f"no state {state} of this grammar is known here; compile again and replay the tokens", state=state
-            )
+            raise unknown_state(state)
 
     def _accept_one(self, state: int, token_id: int) -> int:
         """Return the state behind one token, DEAD when it is outside the mask."""
@@ -264,9 +269,7 @@ class Matcher:
         forced = self._forced_token(state)
         if forced is None:
             return self.configurations.known_mask(state) or self.configurations.mask(state)
-        row = np.zeros_like(self._no_mask)
-        row[forced >> 5] = np.uint32(1 << (forced & 31)).astype(np.int32)
-        return row.data
+        return bitmask_of((forced,), self._vocabulary.vocab_size).data
 
     def _forced_token(self, state: int) -> int | None:
         if self.forcing == "off":

@@ -17,9 +17,10 @@ def build(text: str, lexer: LarkLexer, parts: Parts, pointer: str) -> BuiltSourc
 
     Raises:
         GrammarSyntax: Lark refuses it; its message is passed on, with line and column where it has them.
-        UnsupportedConstruct: look-around at a terminal's edge, or another construct without an automaton; an import
-        from a file.
+        UnsupportedConstruct: a terminal that looks at text before its own, or, with `dynamic_complete`, behind it, or
+        has no automaton; an import from a file.
         GrammarTooLarge: beyond a limit on the text, a terminal's automaton, or the lexers' states.
+        ServiceError: as building a part does.
     """
     loaded = load(text, lexer)
     source = dynamic if lexer == "dynamic_complete" else contextual
