@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 
 import structlog
 import torch
@@ -23,14 +24,21 @@ _MAX_BLOCKS = 1 << 16
 """A small model would otherwise get millions of blocks; this is a million tokens."""
 
 
+@dataclass(frozen=True)
+class _Running:
+    """What is there once the model is loaded."""
+
+    loaded: LoadedModel
+    engine: Engine
+    routing: RoutingMonitor
+
+
 class WorkerService:
     """What the servicer calls. Nothing is there before `start` returned."""
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
-        self._loaded: LoadedModel | None = None
-        self._engine: Engine | None = None
-        self._routing: RoutingMonitor | None = None
+        self._running: _Running | None = None
         self.context_length = 0
 
     async def start(self) -> None:
@@ -39,41 +47,28 @@ class WorkerService:
 
     async def stop(self) -> None:
         """End the engine."""
-        if self._engine is not None:
-            await asyncio.to_thread(self._engine.stop)
+        if self._running is not None:
+            await asyncio.to_thread(self._running.engine.stop)
 
     @property
     def loaded(self) -> LoadedModel:
-        """The model.
-
-        Raises:
-            NotReady: it is not loaded yet.
-        """
-        if self._loaded is None:
-            raise NotReady("the worker loads its model; try again", service="worker")
-        return self._loaded
-
-    @property
-    def routing(self) -> RoutingMonitor:
-        """What the routers did.
-
-        Raises:
-            NotReady: the model is not loaded yet.
-        """
-        if self._routing is None:
-            raise NotReady("the worker loads its model; try again", service="worker")
-        return self._routing
+        """The model. Raises NotReady as long as it is not loaded, like the others."""
+        return self._get().loaded
 
     @property
     def engine(self) -> Engine:
-        """The engine.
+        """The engine."""
+        return self._get().engine
 
-        Raises:
-            NotReady: the model is not loaded yet.
-        """
-        if self._engine is None:
+    @property
+    def routing(self) -> RoutingMonitor:
+        """What the routers did."""
+        return self._get().routing
+
+    def _get(self) -> _Running:
+        if self._running is None:
             raise NotReady("the worker loads its model; try again", service="worker")
-        return self._engine
+        return self._running
 
     def _load(self) -> None:
         settings = self._settings
@@ -101,7 +96,7 @@ class WorkerService:
                 context_length=self.context_length,
                 of=config.context_length,
             )
-        self._routing = RoutingMonitor(
+        routing = RoutingMonitor(
             loaded.model.routed_layers,
             config.num_experts,
             config.num_experts_per_tok,
@@ -116,8 +111,7 @@ class WorkerService:
             max_queued_steps=settings.max_queued_steps,
             max_sequences=settings.max_sequences,
             lease_s=settings.lease_s,
-            routing=self._routing,
+            routing=routing,
         )
         engine.start()
-        self._engine = engine
-        self._loaded = loaded
+        self._running = _Running(loaded, engine, routing)

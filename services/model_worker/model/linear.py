@@ -52,7 +52,7 @@ def fastest_product(weight: Tensor) -> Product:
     if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         try:
             return PackedProduct(weight)
-        except RuntimeError:  # oneDNN has no kernel for this type on this processor
+        except (RuntimeError, AttributeError):  # no kernel for this type on this processor, or no such operator
             pass
     return PlainProduct(weight)
 
