@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import structlog
 
@@ -21,6 +22,7 @@ from services.constraint.composite_matcher import AnyMatcher, CompositeMatcher, 
 from services.constraint.core.engine import (
     CompiledGrammar,
     Forcing,
+    Guidance,
     Matcher,
     MatcherLimits,
     TokenTrie,
@@ -28,12 +30,17 @@ from services.constraint.core.engine import (
 from services.constraint.job_processes import JobCrashedError, JobProcesses, JobTimedOutError
 from services.constraint.leases import GrammarTable, Lease
 from services.constraint.settings import ConstraintSettings
-from services.constraint.sources import ConstraintSource, SourceOptions, read_schema
+from services.constraint.sources import ConstraintSource, KeywordReport, SourceOptions, read_schema
 from services.constraint.special_token import SpecialToken
-from services.constraint.stored_grammar import GrammarReport, StoredGrammar
+from services.constraint.stored_grammar import GrammarReport, Opening, StoredGrammar
 from services.rpckit.status import GrammarTooLarge, OutOfCapacity
 
 CacheLevel = Literal["memory", "redis", "compiled"]
+# Sources are digested, and payloads unpacked, at once up to these sizes: to have a thread do it takes longer.
+_SMALL_BYTES: Final = 8 << 10
+_SMALL_PAYLOAD_BYTES: Final = 64 << 10
+# What a stored grammar says of itself goes out before its tables are read, which would keep Python busy.
+_ANSWER_S: Final = 0.001
 # When a caller that found all processes busy should try again.
 _RETRY_AFTER_S: Final = 1.0
 _T = TypeVar("_T")
@@ -43,30 +50,65 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A grammar, and where it was found."""
+    """A grammar as whoever asks for it is told of it: where it was found, and what may come first.
 
-    lease: Lease
+    `start` is in the numbers of `epoch`; `mask_seconds` is the time that it took now.
+    """
+
+    grammar_id: str
     level: CacheLevel
+    epoch: int
+    start: Guidance
+    min_bytes: int
+    keywords: tuple[KeywordReport, ...]
+    mask_seconds: float = 0.0
+
+    @classmethod
+    def of(cls, lease: Lease, level: CacheLevel) -> Found:
+        """Tell of a grammar that is held."""
+        seconds = 0.0 if level == "memory" else lease.start_seconds
+        matcher = lease.matcher
+        return cls(lease.grammar_id, level, matcher.epoch, lease.start, matcher.min_bytes, lease.keywords, seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a grammar is asked for by."""
+
+    grammar_id: str
+    source: ConstraintSource
+    options: SourceOptions
+    forcing: Forcing
 
 
 @dataclass(frozen=True, slots=True)
 class _Compiled:
-    """A grammar as it is stored, and as it is used."""
+    """A grammar as it is stored, and as it is used; no `lease` where the parts in its holes have to be found first."""
 
     stored: StoredGrammar
     grammar: CompiledGrammar
+    lease: Lease | None
 
     @property
     def report(self) -> GrammarReport:
         return self.stored.report
 
-    @classmethod
-    def from_bytes(cls, data: bytes) -> _Compiled:
-        return cls.of(StoredGrammar.from_bytes(data))
+    def to_bytes(self) -> bytes:
+        opening = None if self.lease is None else Opening(self.lease.start, self.lease.matcher.min_bytes)
+        return replace(self.stored, opening=opening).to_bytes()
 
-    @classmethod
-    def of(cls, stored: StoredGrammar) -> _Compiled:
-        return cls(stored, CompiledGrammar.from_bytes(stored.compiled))
+
+@dataclass(eq=False, slots=True)
+class _Search:
+    """A grammar that is being found or compiled. `early` is what can be told before it is held."""
+
+    early: asyncio.Future[Found]
+    held: asyncio.Task[tuple[Lease, CacheLevel]]
+
+    async def found(self) -> Found:
+        either: set[asyncio.Future[Any]] = {self.early, self.held}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        return self.early.result() if self.early.done() else Found.of(*await asyncio.shield(self.held))
 
 
 class GrammarCompiler:
@@ -106,11 +148,10 @@ class GrammarCompiler:
         )
         # As many as there are processes, so that waiting for one is not part of a compile's time.
         self._slots = asyncio.Semaphore(settings.num_compile_processes)
-        self._running: dict[str, asyncio.Task[Found]] = {}
-        self._shared = FleetCache(
+        self._searches: dict[str, _Search] = {}
+        self._shared: FleetCache[_Compiled] = FleetCache(
             store,
-            decode=lambda payload: _run_in(builders, lambda: _Compiled.from_bytes(payload)),
-            encode=lambda compiled: compiled.stored.to_bytes(),
+            encode=_Compiled.to_bytes,
             limits=f"{self._limits} {settings.max_compile_s} {settings.max_compile_memory_bytes}",
             lock_s=settings.redis_lock_s,
             max_lock_wait_s=settings.redis_lock_wait_s,
@@ -128,30 +169,43 @@ class GrammarCompiler:
             ServiceError: as the source deserves; GrammarTooLarge where a limit on size, time or memory is passed;
             OutOfCapacity: other compiles kept all processes busy.
         """
-        self.check_size(source, options)
-        grammar_id = await _run_in(
-            self._threads,
-            lambda: digest_of(
-                source,
-                options,
-                forcing,
-                vocabulary_digest=self.vocabulary_digest,
-                version=engine_version(),
-            ),
-        )
+        held = await self._look(source, options, forcing)
+        return Found.of(held, "memory") if isinstance(held, Lease) else await held.found()
+
+    async def lease(self, grammar_id: str) -> Lease:
+        """Return a grammar that was found before, as soon as it is held.
+
+        Raises:
+            LeaseExpired: it is not held.
+        """
+        search = self._searches.get(grammar_id)
+        if search is not None:
+            await asyncio.wait({search.held})
+        return self.table.get(grammar_id)
+
+    async def _look(self, source: ConstraintSource, options: SourceOptions, forcing: Forcing) -> Lease | _Search:
+        num_bytes = self.check_size(source, options)
+
+        def digest() -> str:
+            return digest_of(
+                source, options, forcing, vocabulary_digest=self.vocabulary_digest, version=engine_version()
+            )
+
+        grammar_id = digest() if num_bytes <= _SMALL_BYTES else await _run_in(self._threads, digest)
         lease = self.table.find(grammar_id)
         if lease is not None:
             metrics.LOOKUPS.labels("memory").inc()
-            return Found(lease, "memory")
-        task = self._running.get(grammar_id)
-        if task is None:
-            task = asyncio.create_task(self._make(grammar_id, source, options, forcing))
-            self._running[grammar_id] = task
-            task.add_done_callback(lambda done: self._forget(grammar_id, done))
-        return await asyncio.shield(task)
+            return lease
+        search = self._searches.get(grammar_id)
+        if search is None:
+            early: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
+            held = asyncio.create_task(self._make(_Asked(grammar_id, source, options, forcing), early))
+            search = self._searches[grammar_id] = _Search(early, held)
+            held.add_done_callback(lambda done: self._forget(grammar_id, done))
+        return search
 
-    def check_size(self, source: ConstraintSource, options: SourceOptions) -> None:
-        """Refuse a source that, with the documents beside it, is too large to be looked at.
+    def check_size(self, source: ConstraintSource, options: SourceOptions) -> int:
+        """Refuse a source that, with the documents beside it, is too large to be looked at; return its bytes.
 
         Raises:
             GrammarTooLarge: names the limit.
@@ -165,77 +219,130 @@ class GrammarCompiler:
                 limit="max_source_bytes",
                 value=limit,
             )
+        return num_bytes
 
     async def close(self) -> None:
         """End what is running."""
-        tasks = [*self._running.values(), self._telling]
+        tasks = [*(search.held for search in self._searches.values()), self._telling]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._warm.close()
         await self._shared.close()
 
-    def _forget(self, grammar_id: str, task: asyncio.Task[Found]) -> None:
-        self._running.pop(grammar_id, None)
+    def _forget(self, grammar_id: str, task: asyncio.Task[Any]) -> None:
+        self._searches.pop(grammar_id, None)
         if not task.cancelled():
             task.exception()  # looked at, or asyncio would complain where every caller has gone
 
-    async def _make(self, grammar_id: str, source: ConstraintSource, options: SourceOptions, forcing: Forcing) -> Found:
-        compiled, is_found = await self._shared.find_or_make(grammar_id, lambda: self._compiled(source, options))
+    async def _make(self, asked: _Asked, early: asyncio.Future[Found]) -> tuple[Lease, CacheLevel]:
+        """Find or compile, and hold what that gives. `early` gets what a stored grammar says of itself."""
+
+        async def decode(payload: bytes) -> _Compiled:
+            stored = await self._unpacked(payload)
+            epoch = secrets.randbits(64)
+            if stored.opening is not None and not early.done():
+                opening, keywords = stored.opening, stored.report.keywords
+                early.set_result(Found(asked.grammar_id, "redis", epoch, opening.guidance, opening.min_bytes, keywords))
+                await asyncio.sleep(_ANSWER_S)
+            return await _run_in(self._builders, lambda: self._read(stored, asked, epoch))
+
+        compiled, is_found = await self._shared.find_or_make(
+            asked.grammar_id, decode=decode, make=lambda: self._compiled(asked)
+        )
         level: CacheLevel = "redis" if is_found else "compiled"
         if is_found:
             metrics.COMPILE_SAVED_SECONDS.inc(max(0.0, compiled.report.compile_seconds))
         else:
             _log.info(
                 "compiled",
-                grammar_id=grammar_id,
-                kind=source.kind,
+                grammar_id=asked.grammar_id,
+                kind=asked.source.kind,
                 ms=round(compiled.report.compile_seconds * 1e3, 1),
             )
-        parts = await asyncio.gather(*(self._part(hole, options, forcing) for hole in compiled.report.holes))
-        lease = await _run_in(
-            self._builders, lambda: self._lease(grammar_id, compiled, source, options, forcing, parts)
-        )
+        lease = compiled.lease
+        if lease is None:
+            parts = await asyncio.gather(*(self._part(hole, asked) for hole in compiled.report.holes))
+            lease = await _run_in(
+                self._builders, lambda: self._lease(asked, compiled.stored, compiled.grammar, parts=parts)
+            )
         self.table.add(lease)
         if is_found and lease.warmth is not None:
             self._warm.take_in(lease.warmth)
         metrics.LOOKUPS.labels(level).inc()
-        return Found(lease, level)
+        return lease, level
 
-    async def _compiled(self, source: ConstraintSource, options: SourceOptions) -> _Compiled:
+    async def _unpacked(self, payload: bytes) -> StoredGrammar:
+        """Unpack what is stored.
+
+        Raises:
+            ValueError: it was not written by a compiler, or for another vocabulary.
+        """
+        if len(payload) <= _SMALL_PAYLOAD_BYTES:
+            stored = StoredGrammar.from_bytes(payload)
+        else:
+            stored = await _run_in(self._builders, lambda: StoredGrammar.from_bytes(payload))
+        if stored.opening is not None:
+            stored.opening.check(self._trie.vocabulary.vocab_size)
+        return stored
+
+    async def _compiled(self, asked: _Asked) -> _Compiled:
         started = time.perf_counter()
-        stored = await self._compile(source, options)
-        compiled = await _run_in(self._builders, lambda: _Compiled.of(stored))
+        stored = await self._compile(asked.source, asked.options)
+        compiled = await _run_in(self._builders, lambda: self._read(stored, asked, secrets.randbits(64)))
         metrics.COMPILE_SECONDS.observe(time.perf_counter() - started)
         return compiled
 
+    def _read(self, stored: StoredGrammar, asked: _Asked, epoch: int) -> _Compiled:
+        """Make all that needs no other grammar.
+
+        Raises:
+            ValueError: `stored` was not written by a compiler, or its opening is of another grammar.
+        """
+        grammar = CompiledGrammar.from_bytes(stored.compiled)
+        if stored.report.holes:
+            return _Compiled(stored, grammar, None)
+        lease = self._lease(asked, stored, grammar, epoch=epoch)
+        if stored.opening is not None and not stored.opening.is_of(lease.start):
+            raise ValueError("the opening is not the grammar's")
+        return _Compiled(stored, grammar, lease)
+
     def _lease(
         self,
-        grammar_id: str,
-        compiled: _Compiled,
-        source: ConstraintSource,
-        options: SourceOptions,
-        forcing: Forcing,
-        parts: Sequence[PartMatcher],
+        asked: _Asked,
+        stored: StoredGrammar,
+        grammar: CompiledGrammar,
+        *,
+        epoch: int | None = None,
+        parts: Sequence[PartMatcher] = (),
     ) -> Lease:
-        report = compiled.report
+        report = stored.report
         inner = Matcher(
-            compiled.grammar, self._trie, forcing=forcing, limits=self._matcher_limits, has_holes=bool(report.holes)
+            grammar,
+            self._trie,
+            forcing=asked.forcing,
+            limits=self._matcher_limits,
+            has_holes=bool(report.holes),
+            epoch=epoch,
         )
         matcher: AnyMatcher = inner
         if report.holes:
             matcher = CompositeMatcher(inner, parts, min_bytes=report.min_bytes or 0, limits=self._matcher_limits)
         elif report.inexact is not None:
             put_in_force(self._limits)  # as in the process that compiled it
-            matcher = checked(inner, read_schema(source, options), report.inexact, self._classes)
-        warmth = Warmth(grammar_id, inner, hashlib.sha256(compiled.stored.compiled).digest())
-        return Lease(grammar_id, matcher, report.keywords, warmth)
+            matcher = checked(inner, read_schema(asked.source, asked.options), report.inexact, self._classes)
+        warmth = Warmth(asked.grammar_id, inner, hashlib.sha256(stored.compiled).digest())
+        lease = Lease.of(asked.grammar_id, matcher, report.keywords, warmth)
+        metrics.MASK_SECONDS.observe(lease.start_seconds)
+        return lease
 
-    async def _part(self, hole: ConstraintSource, options: SourceOptions, forcing: Forcing) -> PartMatcher:
+    async def _part(self, hole: ConstraintSource, asked: _Asked) -> PartMatcher:
         """Find or compile what stands in a hole: a grammar like any other, with a place in memory and in Redis."""
         if hole.kind == "special_token":
             return SpecialToken(hole.text or "", self._trie.vocabulary)
-        return (await self.find(hole, options, forcing)).lease.matcher
+        held = await self._look(hole, asked.options, asked.forcing)
+        lease = held if isinstance(held, Lease) else (await asyncio.shield(held.held))[0]
+        return lease.matcher
 
     async def _compile(self, source: ConstraintSource, options: SourceOptions) -> StoredGrammar:
         wait_s, limit_s = self._settings.max_compile_wait_s, self._settings.max_compile_s

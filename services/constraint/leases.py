@@ -6,6 +6,7 @@ has the epoch of the matcher that numbered it, and no other matcher takes it.
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,18 +15,47 @@ from typing import Final
 from services.constraint import metrics
 from services.constraint.cache.warm import Warmth
 from services.constraint.composite_matcher import AnyMatcher
+from services.constraint.core.engine import Guidance
 from services.constraint.sources import KeywordReport
 from services.rpckit.status import LeaseExpired
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A grammar that is held. `warmth` is of what other replicas may learn from it."""
+    """A grammar that is held.
+
+    `start` is what may come first, and `start_seconds` what it took to find that out; `warmth` is of what other
+    replicas may learn from it.
+    """
 
     grammar_id: str
     matcher: AnyMatcher
-    keywords: tuple[KeywordReport, ...]
+    start: Guidance
+    start_seconds: float = 0.0
+    keywords: tuple[KeywordReport, ...] = ()
     warmth: Warmth | None = None
+
+    @classmethod
+    def of(
+        cls,
+        grammar_id: str,
+        matcher: AnyMatcher,
+        keywords: tuple[KeywordReport, ...] = (),
+        warmth: Warmth | None = None,
+    ) -> Lease:
+        """Look at what may come first.
+
+        Raises:
+            OutOfFuel: beyond the matcher's limits.
+        """
+        started = time.perf_counter()
+        start = matcher.guidance(matcher.start)
+        return cls(grammar_id, matcher, start, time.perf_counter() - started, keywords, warmth)
+
+    @property
+    def num_bytes(self) -> int:
+        """About how many bytes it holds now."""
+        return self.matcher.num_bytes + self.start.bitmask.nbytes
 
 
 class GrammarTable:
@@ -84,7 +114,7 @@ class GrammarTable:
         """
         if self._leases.get(lease.grammar_id) is not lease:
             return
-        num_bytes = lease.matcher.num_bytes
+        num_bytes = lease.num_bytes
         self._total_bytes += num_bytes - self._num_bytes[lease.grammar_id]
         self._num_bytes[lease.grammar_id] = num_bytes
         while self._total_bytes > self._max_bytes and len(self._leases) > 1:

@@ -14,7 +14,7 @@ import grpc.aio
 import structlog
 
 from services.constraint import metrics
-from services.constraint.cache import NoStore, RedisStore, Store
+from services.constraint.cache import NoStore, RedisStore, Store, engine_version
 from services.constraint.checks import TokenClasses
 from services.constraint.compiler import Found, GrammarCompiler
 from services.constraint.core.engine import TERMINATED, Forcing, Guidance, TokenTrie, warm_up
@@ -123,9 +123,7 @@ class ConstraintService:
         """
         compiler = await self._compiler_of(vocabulary_digest)
         found = await compiler.find(source, options, forcing)
-        moved = await self._in_thread(_advance, found.lease, Move(found.lease.grammar_id, ()))
-        compiler.table.measure(found.lease)
-        return found, moved
+        return found, Moved(found.epoch, found.start, round(found.mask_seconds * 1e6))
 
     async def advance(self, moves: Sequence[Move]) -> list[Moved | ServiceError]:
         """Make a batch of moves; one that fails leaves the others alone.
@@ -136,16 +134,16 @@ class ConstraintService:
         if len(moves) > self._settings.max_batch_items:
             limit = self._settings.max_batch_items
             raise InvalidRequest(f"a batch has at most {limit} items, not {len(moves)}", field="items", limit=limit)
-        table = self._ready_compiler().table
+        compiler = self._ready_compiler()
         leases: list[Lease | ServiceError] = []
         for move in moves:
             try:
-                leases.append(table.get(move.grammar_id))
+                leases.append(await compiler.lease(move.grammar_id))
             except LeaseExpired as error:
                 leases.append(error)
         results: list[Moved | ServiceError] = await self._in_thread(_advance_all, leases, moves)
         for lease in {id(lease): lease for lease in leases if isinstance(lease, Lease)}.values():
-            table.measure(lease)
+            compiler.table.measure(lease)
         return results
 
     async def validate(self, source: ConstraintSource, options: SourceOptions, text: bytes) -> list[Violation]:
@@ -256,6 +254,7 @@ def _derive(vocabulary: Vocabulary) -> tuple[TokenTrie, TokenClasses]:
     warm_up(trie, common_grammar())
     classes = TokenClasses(trie)
     classes.warm_up()
+    engine_version()
     return trie, classes
 
 

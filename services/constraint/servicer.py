@@ -38,14 +38,13 @@ class ConstraintServicer(constraint_pb2_grpc.ConstraintServiceServicer):
         source = source_of(request.constraint)
         options, forcing = _options(request.options)
         found, moved = await self._service.compile(source, options, forcing, request.vocabulary_digest)
-        lease = found.lease
         return constraint_pb2.CompileResponse(
-            grammar_id=lease.grammar_id,
+            grammar_id=found.grammar_id,
             start=_guidance(moved),
-            keywords=[_keyword(keyword) for keyword in lease.keywords],
+            keywords=[_keyword(keyword) for keyword in found.keywords],
             cache_level=number_of(constraint_pb2.CacheLevel.DESCRIPTOR, found.level),
             compile_us=round((time.perf_counter() - started) * 1e6),
-            min_bytes=lease.matcher.min_bytes,
+            min_bytes=found.min_bytes,
         )
 
     async def Advance(

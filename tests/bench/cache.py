@@ -386,7 +386,6 @@ async def _mutate(
             client.set(entry, _repaired(str(name), wild) if is_repaired else wild)
         cache = FleetCache(
             store,
-            decode=decode,
             encode=lambda value: value[0].to_bytes(),
             limits="",
             lock_s=3,
@@ -398,7 +397,7 @@ async def _mutate(
             return stored, CompiledGrammar.from_bytes(stored.compiled)
 
         try:
-            (_, compiled), is_found = await cache.find_or_make(names[0].digest, make)
+            (_, compiled), is_found = await cache.find_or_make(names[0].digest, decode=decode, make=make)
             matcher = Matcher(compiled, trie)
             (payload_of_warm,) = await store.get(names[1])
             if payload_of_warm is not None:

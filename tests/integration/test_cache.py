@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from gateway.cli import cache as command
 from gateway.cli.client import GatewayClient
 from gateway.cli.errors import CommandError
+from services.constraint.cache.entry import FORMAT_VERSION
 from services.constraint.checking import Case, CaseTest
 from services.constraint.sources import ConstraintSource
 from tests.bench.cache import Fleet, Replica, faults, fleet, mutations, one_compile
@@ -140,7 +141,7 @@ def test_the_command(
     assert "2 grammar" in shown
     assert "regex" in shown
     made.redis.client.set("espalier:1:grammar:old", "x")
-    key = next(iter(made.redis.client.scan_iter("espalier:4:grammar:*"))).decode()
+    key = next(iter(made.redis.client.scan_iter(f"espalier:{FORMAT_VERSION}:grammar:*"))).decode()
     command.inspect(None, key.rpartition(":")[2][:12])
     assert "shortest text" in capsys.readouterr().out
     made.redis.client.set(key, b"damaged")

@@ -13,7 +13,7 @@ import struct
 import zlib
 from typing import Final
 
-FORMAT_VERSION: Final = 4
+FORMAT_VERSION: Final = 5
 """Of all entries; another version has other names, so entries of older ones are never read and expire."""
 
 MAX_PAYLOAD_BYTES: Final = 256 << 20

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from redis.asyncio.lock import Lock
 
@@ -24,6 +24,7 @@ _FIRST_PAUSE_S: Final = 0.005
 _PAUSE_S: Final = 0.1
 
 T = TypeVar("T")
+_Decode: TypeAlias = Callable[[bytes], Awaitable[T]]
 
 
 class FleetCache(Generic[T]):
@@ -33,19 +34,17 @@ class FleetCache(Generic[T]):
         self,
         store: Store,
         *,
-        decode: Callable[[bytes], Awaitable[T]],
         encode: Callable[[T], bytes],
         limits: str,
         lock_s: float,
         max_lock_wait_s: float,
         refusal_ttl_s: float,
     ) -> None:
-        """Take `decode` and `encode`, which raise ValueError for what cannot be read or written.
+        """Take `encode`, which raises ValueError for what cannot be written.
 
         `limits` tells those apart under which a source is refused: another replica may have larger ones.
         """
         self._store = store
-        self._decode = decode
         self._encode = encode
         self._limits = limits
         self._lock_s = lock_s
@@ -54,17 +53,20 @@ class FleetCache(Generic[T]):
         self._refusals = RecentRefusals(refusal_ttl_s)
         self._background: set[asyncio.Task[None]] = set()
 
-    async def find_or_make(self, digest: str, make: Callable[[], Awaitable[T]]) -> tuple[T, bool]:
+    async def find_or_make(
+        self, digest: str, *, decode: _Decode[T], make: Callable[[], Awaitable[T]]
+    ) -> tuple[T, bool]:
         """Return a value, and whether it was found.
 
         Raises:
-            ServiceError: as `make`, or as it did a short time ago.
+            ServiceError: as `make`, or as it did a short time ago; as `decode`, which raises ValueError for what cannot
+                be read.
         """
         refusal = self._refusals.get(digest)
         if refusal is not None:
             metrics.REFUSALS_FOUND.labels("memory").inc()
             raise refusal.to_error()
-        found, lock = await self._find_or_lock(digest)
+        found, lock = await self._find_or_lock(digest, decode)
         if isinstance(found, Refusal):
             metrics.REFUSALS_FOUND.labels("redis").inc()
             self._refusals.add(digest, found)
@@ -91,22 +93,26 @@ class FleetCache(Generic[T]):
         """End what is running, but let go of locks."""
         await asyncio.gather(*self._background, return_exceptions=True)
 
-    async def _find_or_lock(self, digest: str) -> tuple[T | Refusal | None, Lock | None]:
+    async def _find_or_lock(self, digest: str, decode: _Decode[T]) -> tuple[T | Refusal | None, Lock | None]:
         """Wait until there is an answer, or it is this replica's turn to make one, locked or not."""
-        found = await self._find(digest)
+        found = await self._find(digest, decode)
         lock = None if found is not None else await self._store.try_lock(digest, expiry_s=self._lock_s)
         if found is None and lock is None and self._store.can_read and self._store.can_write:
-            found, lock = await self._wait(digest)
+            found, lock = await self._wait(digest, decode)
         if lock is None:
             return found, None
-        # Whoever had the lock may have kept its answer after this replica looked, and before it locked.
-        found = await self._find(digest)
+        try:
+            # Whoever had the lock may have kept its answer after this replica looked, and before it locked.
+            found = await self._find(digest, decode)
+        except BaseException:
+            self._in_background(self._unlock(lock))
+            raise
         if found is None:
             return None, lock
         self._in_background(self._unlock(lock))
         return found, None
 
-    async def _wait(self, digest: str) -> tuple[T | Refusal | None, Lock | None]:
+    async def _wait(self, digest: str, decode: _Decode[T]) -> tuple[T | Refusal | None, Lock | None]:
         """Wait for another replica's answer, or for its lock; in the end for neither."""
         started, pause_s, outcome = time.monotonic(), _FIRST_PAUSE_S, "in vain"
         found: T | Refusal | None = None
@@ -116,7 +122,7 @@ class FleetCache(Generic[T]):
                 break
             await asyncio.sleep(pause_s)
             pause_s = min(1.5 * pause_s, _PAUSE_S)
-            found = await self._find(digest)
+            found = await self._find(digest, decode)
             if found is not None:
                 outcome = "found"
                 break
@@ -128,13 +134,13 @@ class FleetCache(Generic[T]):
         metrics.LOCK_WAIT_SECONDS.observe(time.monotonic() - started)
         return found, lock
 
-    async def _find(self, digest: str) -> T | Refusal | None:
+    async def _find(self, digest: str, decode: _Decode[T]) -> T | Refusal | None:
         """Look for a value, then for a refusal."""
         name, refusal_name = EntryName("grammar", digest), self._refusal_name(digest)
         payload, refusal = await self._store.get(name, refusal_name)
         try:
             if payload is not None:
-                return await self._decode(payload)
+                return await decode(payload)
             name = refusal_name
             if refusal is not None:
                 return Refusal.from_bytes(refusal)

@@ -82,6 +82,7 @@ class Matcher:
         limits: MatcherLimits | None = None,
         is_common: bool = False,
         has_holes: bool = False,
+        epoch: int | None = None,
     ) -> None:
         """Intern the start state.
 
@@ -95,9 +96,8 @@ class Matcher:
         limits = limits or MatcherLimits()
         self._usable_bytes = trie.usable_bytes | STAND_IN_BYTES if has_holes else trie.usable_bytes
         compiled = compiled.restricted_to(self._usable_bytes)
-        self.epoch: int = secrets.randbits(
-            64
-        )  # tells the states of this matcher from those of an earlier one of the same grammar
+        # Tells the states of this matcher from those of an earlier one of the same grammar.
+        self.epoch: int = secrets.randbits(64) if epoch is None else epoch
         self.min_bytes = compiled.min_bytes
         self._vocabulary = trie.vocabulary
         self._max_witness_tokens = limits.max_witness_tokens

@@ -377,7 +377,7 @@ async def through(service: ConstraintService, source: ConstraintSource, lexer: L
         options = SourceOptions(lexer=lexer)
         found, moved = await service.compile(source, options, "canonical", VOCABULARY.digest)
         allowed = allowed_token_ids(moved.guidance.bitmask, VOCABULARY.vocab_size).tolist()
-        move = Move(found.lease.grammar_id, allowed[:1], moved.epoch, moved.guidance.after_forced)
+        move = Move(found.grammar_id, allowed[:1], moved.epoch, moved.guidance.after_forced)
         (outcome,) = await service.advance([move])
         if isinstance(outcome, ServiceError):
             raise outcome

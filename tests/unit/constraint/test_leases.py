@@ -1,8 +1,10 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 
+from services.constraint.core.engine import Guidance
 from services.constraint.leases import GrammarTable, Lease
 from services.rpckit.status import LeaseExpired
 
@@ -14,7 +16,7 @@ class FakeMatcher:
 
 def _lease(name: str, num_bytes: int) -> Lease:
     matcher: Any = FakeMatcher(num_bytes)
-    return Lease(name, matcher, ())
+    return Lease(name, matcher, Guidance(0, (), 0, np.empty(0, np.int32), 0, True, 0, None))
 
 
 def test_the_least_recently_used_goes_first() -> None:

@@ -189,7 +189,7 @@ async def test_waiting_for_a_process_is_not_the_time_of_a_compile() -> None:
 async def test_the_fuel_of_a_mask() -> None:
     async with running(max_mask_fuel=1000) as service:
         found, _ = await compiled(service, regex("((a{1,90}){1,90}){1,90}"))
-        (outcome,) = await service.advance([Move(found.lease.grammar_id, [A] * 40)])
+        (outcome,) = await service.advance([Move(found.grammar_id, [A] * 40)])
         assert isinstance(outcome, OutOfFuel)
         assert outcome.metadata == {"limit": "max_mask_fuel", "value": "1000"}
         assert "max_mask_fuel" in outcome.message
@@ -211,9 +211,10 @@ async def test_masks_of_a_grammar_are_forgotten_beyond_their_limit() -> None:
     async def masks(**changes: Any) -> tuple[list[bytes], int]:
         async with running(**changes) as service:
             found, _ = await compiled(service, regex("[a-z]{0,300}"))
-            moves = [Move(found.lease.grammar_id, [A] * length) for length in range(200)]
+            moves = [Move(found.grammar_id, [A] * length) for length in range(200)]
             outcomes = await service.advance(moves)
-            return [outcome.guidance.bitmask.tobytes() for outcome in outcomes], found.lease.matcher.num_bytes  # type: ignore[union-attr]
+            lease = await service._ready_compiler().lease(found.grammar_id)
+            return [outcome.guidance.bitmask.tobytes() for outcome in outcomes], lease.matcher.num_bytes  # type: ignore[union-attr]
 
     many, num_bytes = await masks()
     few, fewer_bytes = await masks(max_mask_bytes=500)

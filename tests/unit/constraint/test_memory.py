@@ -62,7 +62,7 @@ def trie() -> TokenTrie:
 
 def lease(number: int, trie: TokenTrie) -> Lease:
     compiled = compile_grammar(build(source(number), SourceOptions()).grammar)
-    return Lease(str(number), Matcher(compiled, trie, forcing="off"), ())
+    return Lease.of(str(number), Matcher(compiled, trie, forcing="off"))
 
 
 def walk(held: Lease, number: int) -> Seen:
@@ -124,7 +124,7 @@ async def test_states_of_an_evicted_grammar_are_not_taken_for_others(settings: C
 
     async def compiled(number: int) -> tuple[str, Moved]:
         found, moved = await service.compile(source(number), SourceOptions(), "off", VOCABULARY.digest)
-        return found.lease.grammar_id, moved
+        return found.grammar_id, moved
 
     async def moved_by(move: Move) -> Moved | ServiceError:
         (outcome,) = await service.advance([move])

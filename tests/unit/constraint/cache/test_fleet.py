@@ -29,7 +29,7 @@ class Replica:
         values: dict[str, Any] = {"limits": "l", "lock_s": 0.5, "max_lock_wait_s": 5, "refusal_ttl_s": 5}
         self.store = store
         self.num_made = 0
-        self.cache = FleetCache(store, decode=self._decode, encode=str.encode, **(values | changes))
+        self.cache = FleetCache(store, encode=str.encode, **(values | changes))
 
     async def find(self, digest: str, *, seconds: float = 0.1, error: Exception | None = None) -> tuple[str, bool]:
         async def make() -> str:
@@ -39,7 +39,7 @@ class Replica:
                 raise error
             return f"made {digest}"
 
-        return await self.cache.find_or_make(digest, make)
+        return await self.cache.find_or_make(digest, decode=self._decode, make=make)
 
     @staticmethod
     async def _decode(payload: bytes) -> str:
