@@ -1,30 +1,38 @@
-"""What the gateway does, in plain types: one generation, from request to validated text."""
+"""What the gateway does, in plain types: requests let in, their prompts cut, the model behind them kept the same."""
 
 from __future__ import annotations
 
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from typing import Any, TypeVar
 
 import structlog
 
 from gateway import metrics
 from gateway.admission import Admission
 from gateway.chat import ChatTemplate
-from gateway.clients.constraint import ConstraintCalls, ConstraintClient
-from gateway.clients.model_worker import Model, ModelWorkerClient, WorkerSteps
+from gateway.clients.constraint import ConstraintClient
+from gateway.clients.model_worker import Model, ModelWorkerClient
 from gateway.clients.peer import Metadata
-from gateway.decode.guided import Guide
-from gateway.decode.interfaces import KeywordReport
 from gateway.decode.limits import Limits
-from gateway.decode.loop import DecodeLoop, FinishReason, plain_mask
+from gateway.decode.loop import plain_mask
 from gateway.decode.output import Delta
+from gateway.decode.score import TextScore, score
 from gateway.decode.sequence import ModelSequence
-from gateway.request import DEFAULT_MAX_TOKENS, ChatPrompt, GenerationRequest, Prompt, TextPrompt, TokenPrompt
+from gateway.generation import Emit, Generation, GenerationResult
+from gateway.request import (
+    DEFAULT_MAX_TOKENS,
+    ChatPrompt,
+    GenerationRequest,
+    Prompt,
+    ScoreRequest,
+    TextPrompt,
+    TokenPrompt,
+    check_token_ids,
+)
 from gateway.settings import GatewaySettings
 from services.rpckit.status import (
     ContextExceeded,
@@ -32,37 +40,11 @@ from services.rpckit.status import (
     InvalidRequest,
     NotReady,
     ServiceError,
-    ValidationFailed,
 )
 
+_T = TypeVar("_T")
+
 _log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationResult:
-    """A finished text and how it came about; fields as in the proto messages GenerationResult, Usage and Timing."""
-
-    text: str
-    finish_reason: FinishReason
-    is_complete: bool
-    is_validated: bool
-    token_ids: tuple[int, ...]
-    keywords: tuple[KeywordReport, ...]
-    seed: int
-    grammar_id: str
-    num_prompt_tokens: int
-    num_forced_tokens: int
-    num_steps: int
-    num_dead_ends: int
-    num_rolled_back_tokens: int
-    ttft_s: float
-    tpot_s: float
-    total_s: float
-    compile_us: int
-    mask_us: int
-    forward_us: int
-    mask_wait_s: float
-    validate_s: float
 
 
 class _ModelChangedError(Exception):
@@ -119,12 +101,12 @@ class Gateway:
     async def generate(
         self,
         request: GenerationRequest,
-        emit: Callable[[Delta], Awaitable[None]],
+        emit: Emit,
         *,
         deadline_s: float | None = None,
         metadata: Metadata = (),
-    ) -> GenerationResult:
-        """Write a text; pieces go to `emit` as they are written.
+    ) -> list[GenerationResult]:
+        """Write the texts of a request; pieces go to `emit` as they are written, then each text's result.
 
         `deadline_s` is what the caller has left. Everything the generation opened is released when this returns,
         raises or is cancelled.
@@ -133,126 +115,184 @@ class Gateway:
             ServiceError: see the contract of `GatewayService.Generate`.
         """
         arrived = time.perf_counter()
-        seconds = min(self._settings.max_request_s, deadline_s if deadline_s is not None else float("inf"))
-        deadline = time.monotonic() + seconds
         outcome = "CANCELLED"
+
+        async def write(deadline: float) -> list[GenerationResult]:
+            await self._worker.peer.connect(self._settings.connect_wait_s)
+            if request.constraint is not None:
+                await self._constraint.peer.connect(self._settings.connect_wait_s)
+            return await self._with_model(
+                lambda model: self._generate(request, emit, arrived, deadline, metadata, model)
+            )
+
         try:
-            async with asyncio.timeout(seconds), self._admission.turn():
-                result = await self._generate_with_model(request, emit, arrived, deadline, metadata)
-            outcome = result.finish_reason
-            return result
+            results = await self._in_turn(write, deadline_s)
+            outcome = results[0].finish_reason
+            return results
         except ServiceError as error:
             outcome = error.reason
             raise
-        except TimeoutError:
-            outcome = DeadlineExceeded.reason
-            raise DeadlineExceeded(f"the text was not finished within {seconds:.3g} seconds") from None
         except Exception:
             outcome = ServiceError.reason
             raise
         finally:
             metrics.FINISHED.labels(outcome).inc()
 
-    async def _generate_with_model(
-        self,
-        request: GenerationRequest,
-        emit: Callable[[Delta], Awaitable[None]],
-        arrived: float,
-        deadline: float,
-        metadata: Metadata,
-    ) -> GenerationResult:
-        await self._connect(request)
+    async def score(
+        self, request: ScoreRequest, *, deadline_s: float | None = None, metadata: Metadata = ()
+    ) -> tuple[TextScore, int]:
+        """Say how probable a text is behind a prompt; returns the number of the prompt's tokens as well.
+
+        Raises:
+            ServiceError: see the contract of `GatewayService.Score`.
+        """
+
+        async def ask(deadline: float) -> tuple[TextScore, int]:
+            await self._worker.peer.connect(self._settings.connect_wait_s)
+            return await self._with_model(lambda model: self._score(request, deadline, metadata, model))
+
+        return await self._in_turn(ask, deadline_s)
+
+    async def tokenize(self, prompt: Prompt) -> tuple[list[tuple[int, bytes]], Model]:
+        """Cut a prompt as `generate` does: ids and spellings, and the model whose tokens they are."""
+        model = await self.model()
+        token_ids = await self._encode(prompt, model)
+        return [(token_id, model.vocabulary.spelling(token_id)) for token_id in token_ids], model
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        """Put tokens together; what is no UTF-8 is U+FFFD."""
+        model = await self.model()
+        check_token_ids("token_ids.ids", token_ids, model.vocab_size)
+        spellings = (model.vocabulary.spelling(token_id) for token_id in token_ids)
+        return b"".join(spellings).decode(errors="replace")
+
+    async def _in_turn(self, work: Callable[[float], Awaitable[_T]], deadline_s: float | None) -> _T:
+        """Do what the limits let in, which gets the `time.monotonic` it must end by.
+
+        Raises:
+            OutOfCapacity: too many others wait.
+            DeadlineExceeded: it takes longer than the caller or the settings allow.
+        """
+        seconds = min(self._settings.max_request_s, deadline_s if deadline_s is not None else float("inf"))
+        deadline = time.monotonic() + seconds
+        try:
+            async with asyncio.timeout(seconds), self._admission.turn():
+                return await work(deadline)
+        except TimeoutError:
+            raise DeadlineExceeded(f"the text was not finished within {seconds:.3g} seconds") from None
+
+    async def _with_model(self, work: Callable[[Model], Awaitable[_T]]) -> _T:
+        """Do what needs the worker's model, and once more where the worker has got another one meanwhile."""
         model = await self._worker.model()
         for _ in range(2):
             try:
-                return await self._generate(request, emit, arrived, deadline, metadata, model)
+                return await work(model)
             except _ModelChangedError:
                 model = await self._worker.refresh(model)
         raise NotReady("the model worker keeps changing its model; try again", service=self._worker.peer.name)
 
-    async def _connect(self, request: GenerationRequest) -> None:
-        wait_s = self._settings.connect_wait_s
-        await self._worker.peer.connect(wait_s)
-        if request.constraint is not None:
-            await self._constraint.peer.connect(wait_s)
+    async def _score(
+        self, request: ScoreRequest, deadline: float, metadata: Metadata, model: Model
+    ) -> tuple[TextScore, int]:
+        vocabulary = model.vocabulary
+        prompt_token_ids = await self._encode(request.prompt, model)
+        if request.target_token_ids is None:
+            self._check_size("text", len(request.target.encode()))
+            token_ids = await asyncio.to_thread(vocabulary.encode, request.target)
+        else:
+            token_ids = list(request.target_token_ids)
+        for field, ids in (("token_ids.ids", prompt_token_ids), ("text_token_ids.ids", token_ids)):
+            check_token_ids(field, ids, model.vocab_size)
+        num_tokens = len(prompt_token_ids) + len(token_ids)
+        if num_tokens > model.context_length:
+            raise ContextExceeded(
+                f"the prompt's {len(prompt_token_ids)} tokens and the text's {len(token_ids)} do not fit into the "
+                f"model's context of {model.context_length}: shorten one of them",
+                num_prompt_tokens=len(prompt_token_ids),
+                num_text_tokens=len(token_ids),
+                context_length=model.context_length,
+            )
+        steps = self._worker.open_steps(deadline=deadline, metadata=metadata)
+        sequence = ModelSequence(steps, f"gateway-{secrets.token_hex(12)}")
+        try:
+            sequence.append(prompt_token_ids)
+            found = await score(
+                sequence,
+                token_ids,
+                vocabulary,
+                num_top=request.num_top,
+                end_token_ids=vocabulary.eos_token_ids if request.with_end else (),
+            )
+            if not await self._worker.check(model, metadata):
+                raise _ModelChangedError
+            return found, len(prompt_token_ids)
+        finally:
+
+            async def close() -> None:
+                await sequence.close()
+                await steps.close()
+
+            self._close(close())
 
     async def _generate(
         self,
         request: GenerationRequest,
-        emit: Callable[[Delta], Awaitable[None]],
+        emit: Emit,
         arrived: float,
         deadline: float,
         metadata: Metadata,
         model: Model,
-    ) -> GenerationResult:
+    ) -> list[GenerationResult]:
+        request.check_tokens(model.vocab_size)
         prompt_token_ids = await self._encode(request.prompt, model)
         limits = self._limits(request, model, len(prompt_token_ids))
-        steps = self._worker.open_steps(deadline=deadline, metadata=metadata)
-        calls = self._constraint.open(vocabulary_digest=model.vocabulary_digest, deadline=deadline, metadata=metadata)
-        sequence = ModelSequence(steps, f"gateway-{secrets.token_hex(12)}")
-        guide = None
-        if request.constraint is not None:
-            guide = Guide(calls, request.constraint, request.compile_options)
         # Asked while the prompt is on its way, so that it costs no time.
         checked = asyncio.ensure_future(self._worker.check(model, metadata))
 
-        async def emit_checked(delta: Delta) -> None:
+        async def emit_checked(choice: int, piece: Delta | GenerationResult) -> None:
             if not await checked:
                 raise _ModelChangedError
-            await emit(delta)
+            await emit(choice, piece)
 
+        generation = Generation(
+            request,
+            prompt_token_ids=prompt_token_ids,
+            vocabulary=model.vocabulary,
+            plain_mask=self._plain_mask_of(model.vocabulary),
+            limits=limits,
+            steps=self._worker.open_steps(deadline=deadline, metadata=metadata),
+            calls=self._constraint.open(
+                vocabulary_digest=model.vocabulary_digest, deadline=deadline, metadata=metadata
+            ),
+            arrived=arrived,
+            emit=emit_checked,
+        )
         try:
-            sequence.append(prompt_token_ids)
-
-            loop = DecodeLoop(
-                sequence=sequence,
-                guide=guide,
-                vocabulary=model.vocabulary,
-                plain_mask=self._plain_mask_of(model.vocabulary),
-                sampling=request.sampling,
-                stops=request.stops,
-                limits=limits,
-                emit=emit_checked,
-            )
-            try:
-                finish_reason = await loop.run()
-            except Exception as error:
-                # Another vocabulary explains errors that would be riddles else.
-                await asyncio.wait({checked}, timeout=1)
-                if checked.done() and checked.exception() is None and not checked.result():
-                    raise _ModelChangedError from error
-                raise
-            if not await checked:
-                raise _ModelChangedError
-            validated_from = time.perf_counter()
-            if guide is not None:
-                await self._validate(request, calls, loop.output.text)
-            return self._account(
-                request, loop, sequence, guide, finish_reason, len(prompt_token_ids), arrived, validated_from
-            )
+            return await generation.run()
+        except Exception as error:
+            # Another vocabulary explains errors that would be riddles else.
+            await asyncio.wait({checked}, timeout=1)
+            if checked.done() and checked.exception() is None and not checked.result():
+                raise _ModelChangedError from error
+            raise
         finally:
             checked.cancel()
-            self._close(sequence, steps, calls, checked)
 
-    def _close(
-        self, sequence: ModelSequence, steps: WorkerSteps, calls: ConstraintCalls, checked: asyncio.Task[bool]
-    ) -> None:
-        """Free the sequence and end the streams, in a task of its own: not the caller's time, nor cancelled with it."""
+            async def close() -> None:
+                await asyncio.gather(checked, return_exceptions=True)
+                await generation.close()
 
-        async def close() -> None:
-            await asyncio.gather(checked, return_exceptions=True)
-            await calls.close()
-            await sequence.close()
-            await steps.close()
+            self._close(close())
 
-        task = asyncio.ensure_future(close())
+    def _close(self, closing: Coroutine[Any, Any, None]) -> None:
+        """Free what a request held, in a task of its own: not the caller's time, nor cancelled with it."""
+        task = asyncio.ensure_future(closing)
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
     async def _encode(self, prompt: Prompt, model: Model) -> list[int]:
         match prompt:
             case TokenPrompt():
-                prompt.check(model.vocab_size)
                 return list(prompt.token_ids)
             case TextPrompt():
                 self._check_size("prompt", len(prompt.text.encode()))
@@ -290,80 +330,8 @@ class Gateway:
             max_budget_draws=self._settings.max_budget_draws,
             max_rollbacks=self._settings.max_rollbacks,
             max_rollback_tokens=self._settings.max_rollback_tokens,
+            min_tokens=request.min_tokens,
         )
-
-    async def _validate(self, request: GenerationRequest, calls: ConstraintCalls, text: str) -> None:
-        assert request.constraint is not None
-        violations = await calls.validate(request.constraint, request.compile_options, text.encode())
-        if not violations:
-            return
-        metrics.VALIDATION_FAILURES.inc()
-        places = [violation.schema_pointer for violation in violations]
-        _log.error("the validator refused a text that the masks let through", schema_pointers=places)
-        raise ValidationFailed(
-            "the finished text does not satisfy its constraint, by an independent validator: a bug of Espalier; "
-            "the text is withheld",
-            schema_pointer=places[0],
-            num_violations=len(places),
-        )
-
-    def _account(
-        self,
-        request: GenerationRequest,
-        loop: DecodeLoop,
-        sequence: ModelSequence,
-        guide: Guide | None,
-        finish_reason: FinishReason,
-        num_prompt_tokens: int,
-        arrived: float,
-        validated_from: float,
-    ) -> GenerationResult:
-        now, account = time.perf_counter(), loop.account
-        written_at = account.written_at or [validated_from]
-        gaps_s = [later - earlier for earlier, later in pairwise(written_at)]
-        compiled = guide.compiled if guide is not None else None
-        result = GenerationResult(
-            text=loop.output.text,
-            finish_reason=finish_reason,
-            is_complete=finish_reason != "length",
-            is_validated=guide is not None,
-            token_ids=tuple(account.token_ids),
-            keywords=compiled.keywords if compiled is not None else (),
-            seed=request.sampling.seed,
-            grammar_id=compiled.grammar_id if compiled is not None else "",
-            num_prompt_tokens=num_prompt_tokens,
-            num_forced_tokens=account.num_forced_tokens,
-            num_steps=sequence.num_steps,
-            num_dead_ends=account.num_dead_ends,
-            num_rolled_back_tokens=account.num_rolled_back_tokens,
-            ttft_s=written_at[0] - arrived,
-            tpot_s=sum(gaps_s) / len(gaps_s) if gaps_s else 0.0,
-            total_s=now - arrived,
-            compile_us=compiled.compile_us if compiled is not None else 0,
-            mask_us=guide.mask_us if guide is not None else 0,
-            forward_us=sequence.forward_us,
-            mask_wait_s=account.mask_wait_s,
-            validate_s=now - validated_from if guide is not None else 0.0,
-        )
-        _count(result, gaps_s, account.num_budget_rollbacks)
-        return result
-
-
-def _count(result: GenerationResult, token_gaps_s: list[float], num_budget_rollbacks: int) -> None:
-    kind = "guided" if result.is_validated else "free"
-    metrics.TTFT_SECONDS.labels(kind).observe(result.ttft_s)
-    gaps = metrics.INTER_TOKEN_SECONDS.labels(kind)
-    for seconds in token_gaps_s:
-        gaps.observe(seconds)
-    metrics.PROMPT_TOKENS.inc(result.num_prompt_tokens)
-    metrics.COMPLETION_TOKENS.inc(len(result.token_ids))
-    metrics.FORCED_TOKENS.inc(result.num_forced_tokens)
-    metrics.STEPS.inc(result.num_steps)
-    metrics.BUDGET_ROLLBACKS.inc(num_budget_rollbacks)
-    metrics.DEAD_ENDS.inc(result.num_dead_ends)
-    metrics.ROLLED_BACK_TOKENS.inc(result.num_rolled_back_tokens)
-    if result.is_validated:
-        metrics.MASK_WAIT_SECONDS.observe(result.mask_wait_s)
 
 
 def _template(model: Model) -> ChatTemplate:

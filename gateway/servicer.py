@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
 from typing import Any, Final
 
 import grpc.aio
@@ -13,17 +16,31 @@ from google.protobuf.message import Message as ProtoMessage
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from gateway.clients.peer import Metadata, outgoing_metadata
+from gateway.decode.beam import BeamSettings
 from gateway.decode.interfaces import CompileOptions, Constraint
 from gateway.decode.output import Delta
 from gateway.decode.sampler import Sampling
-from gateway.request import ChatPrompt, GenerationRequest, Message, Prompt, TextPrompt, TokenPrompt
-from gateway.service import Gateway, GenerationResult
+from gateway.decode.score import TokenLogprob
+from gateway.generation import GenerationResult
+from gateway.request import (
+    PRESETS,
+    ChatPrompt,
+    GenerationRequest,
+    Message,
+    Prompt,
+    ScoreRequest,
+    TextPrompt,
+    TokenPrompt,
+)
+from gateway.service import Gateway
 from services.rpckit.enums import number_of, words_of
 from services.rpckit.status import InvalidRequest
 
 FULL_SERVICE_NAME: Final[str] = pb.DESCRIPTOR.services_by_name["GatewayService"].full_name
 
 _KINDS: Final = tuple(field.name for field in types_pb2.Constraint.DESCRIPTOR.oneofs_by_name["kind"].fields)
+
+_NOT_BUILT: Final = ("heals_prompt", "value_events", "reasoning")
 
 _Context = grpc.aio.ServicerContext
 
@@ -38,13 +55,14 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         """Write a text."""
         generation = read_generation(request, request.generation)
 
-        async def drop(_: Delta) -> None:
-            return None
+        async def drop(choice: int, piece: Delta | GenerationResult) -> None:
+            """Wait for the whole."""
 
-        result = await self._gateway.generate(
+        results = await self._gateway.generate(
             generation, drop, deadline_s=context.time_remaining(), metadata=_trace(context)
         )
-        return pb.GenerateResponse(text=result.text, result=_result(result))
+        first, *others = (pb.Choice(text=result.text, result=_result(result)) for result in results)
+        return pb.GenerateResponse(text=first.text, result=first.result, others=others)
 
     async def GenerateStream(  # type: ignore[override]  # the stub knows only generators
         self, request: pb.GenerateStreamRequest, context: _Context[Any, Any]
@@ -55,17 +73,57 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         """
         generation = read_generation(request, request.generation)
 
-        async def send(delta: Delta) -> None:
-            await context.write(
-                pb.GenerateStreamResponse(
-                    delta=delta.text, num_tokens=delta.num_tokens, num_forced_tokens=delta.num_forced_tokens
-                )
-            )
+        writing = asyncio.Lock()  # one message at a time, whichever text it is of
 
-        result = await self._gateway.generate(
-            generation, send, deadline_s=context.time_remaining(), metadata=_trace(context)
+        async def send(choice: int, piece: Delta | GenerationResult) -> None:
+            if isinstance(piece, GenerationResult):
+                message = pb.GenerateStreamResponse(choice=choice, result=_result(piece))
+            else:
+                message = pb.GenerateStreamResponse(
+                    choice=choice,
+                    delta=piece.text,
+                    num_tokens=piece.num_tokens,
+                    num_forced_tokens=piece.num_forced_tokens,
+                )
+            async with writing:
+                await context.write(message)
+
+        await self._gateway.generate(generation, send, deadline_s=context.time_remaining(), metadata=_trace(context))
+
+    async def Score(self, request: pb.ScoreRequest, context: _Context[Any, Any]) -> pb.ScoreResponse:
+        """Say how probable a text is."""
+        _refuse_unknown_fields(request)
+        with _fields_of_the_request():
+            target_token_ids = None
+            if request.WhichOneof("target") == "text_token_ids":
+                target_token_ids = tuple(request.text_token_ids.ids)
+            found, num_prompt_tokens = await self._gateway.score(
+                ScoreRequest(_prompt(request), request.text, target_token_ids, request.num_top, request.with_end),
+                deadline_s=context.time_remaining(),
+                metadata=_trace(context),
+            )
+        return pb.ScoreResponse(
+            logprob=found.logprob,
+            tokens=map(_logprob, found.tokens),
+            end_logprob=found.end_logprob,
+            num_prompt_tokens=num_prompt_tokens,
         )
-        await context.write(pb.GenerateStreamResponse(result=_result(result)))
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: _Context[Any, Any]) -> pb.TokenizeResponse:
+        """Cut a prompt into tokens."""
+        _refuse_unknown_fields(request)
+        with _fields_of_the_request():
+            tokens, model = await self._gateway.tokenize(_prompt(request))
+        return pb.TokenizeResponse(
+            tokens=[pb.Token(id=token_id, spelling=spelling) for token_id, spelling in tokens],
+            context_length=model.context_length,
+        )
+
+    async def Detokenize(self, request: pb.DetokenizeRequest, context: _Context[Any, Any]) -> pb.DetokenizeResponse:
+        """Put tokens together."""
+        _refuse_unknown_fields(request)
+        with _fields_of_the_request():
+            return pb.DetokenizeResponse(text=await self._gateway.detokenize(tuple(request.token_ids.ids)))
 
     async def GetModelInfo(
         self, request: pb.GetModelInfoRequest, context: _Context[Any, Any]
@@ -90,30 +148,66 @@ def read_generation(request: ProtoMessage, generation: pb.Generation) -> Generat
         InvalidRequest: a field is unknown, missing or out of range; names it.
     """
     _refuse_unknown_fields(request)
-    sampling = generation.sampling
+    for field, _ in generation.ListFields():
+        if field.name in _NOT_BUILT:
+            raise InvalidRequest(f"`{field.name}` is not built yet: leave it out", field=f"generation.{field.name}")
     return GenerationRequest(
         prompt=_prompt(generation),
         constraint=_constraint(generation.constraint) if generation.HasField("constraint") else None,
         compile_options=_compile_options(generation.compile_options),
-        sampling=Sampling(
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p if sampling.HasField("top_p") else 1.0,
-            seed=sampling.seed if sampling.HasField("seed") else secrets.randbits(64),
-        ),
-        max_tokens=generation.max_tokens if generation.HasField("max_tokens") else None,
+        sampling=_sampling(generation.sampling),
+        max_tokens=_given(generation, "max_tokens"),
+        min_tokens=generation.min_tokens,
         stops=tuple(generation.stop),
+        stop_token_ids=tuple(generation.stop_token_ids),
+        n=generation.n if generation.HasField("n") else 1,
+        best_of=_given(generation, "best_of"),
+        beam=_beam(generation.beam) if generation.HasField("beam") else None,
+        num_top_logprobs=generation.logprobs.num_top if generation.HasField("logprobs") else None,
     )
 
 
-def _prompt(generation: pb.Generation) -> Prompt:
-    match generation.WhichOneof("input"):
+def _given(message: ProtoMessage, name: str) -> Any:
+    """Return an optional field, None where it is not set."""
+    return getattr(message, name) if message.HasField(name) else None
+
+
+def _sampling(sampling: pb.Sampling) -> Sampling:
+    preset = words_of(sampling, "generation.sampling").get("preset")
+    values = {
+        name: getattr(sampling, name)
+        for name in (field.name for field in fields(Sampling))
+        if name != "logit_bias" and _given(sampling, name) is not None
+    }
+    values.setdefault("seed", secrets.randbits(64))
+    bias = tuple(sorted(sampling.logit_bias.items()))
+    return replace(Sampling() if preset is None else PRESETS[preset], logit_bias=bias, **values)
+
+
+def _beam(beam: pb.Beam) -> BeamSettings:
+    length_penalty = beam.length_penalty if beam.HasField("length_penalty") else 1.0
+    return BeamSettings(beam.width, length_penalty, **words_of(beam, "generation.beam"))
+
+
+@contextmanager
+def _fields_of_the_request() -> Iterator[None]:
+    """Name fields as they are in requests that have no `generation`."""
+    try:
+        yield
+    except InvalidRequest as error:
+        error.field = error.field and error.field.removeprefix("generation.")
+        raise
+
+
+def _prompt(message: Any) -> Prompt:
+    """Read the input of a `Generation`, or of a message that has the same fields."""
+    match message.WhichOneof("input"):
         case "prompt":
-            return TextPrompt(generation.prompt)
+            return TextPrompt(message.prompt)
         case "chat":
-            return ChatPrompt(tuple(Message(message.role, message.content) for message in generation.chat.messages))
+            return ChatPrompt(tuple(Message(said.role, said.content) for said in message.chat.messages))
         case "token_ids":
-            return TokenPrompt(tuple(generation.token_ids.ids))
+            return TokenPrompt(tuple(message.token_ids.ids))
     raise InvalidRequest("nothing to read: set one of `prompt`, `chat` and `token_ids`", field="generation.prompt")
 
 
@@ -170,6 +264,23 @@ def _trace(context: _Context[Any, Any]) -> Metadata:
     return (("traceparent", f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-00"),)
 
 
+def _logprob(logprob: TokenLogprob) -> pb.TokenLogprob:
+    return pb.TokenLogprob(
+        token=pb.Token(id=logprob.token_id, spelling=logprob.spelling),
+        logprob=logprob.logprob,
+        masked_logprob=logprob.masked_logprob,
+        removed_mass=logprob.removed_mass,
+        top=[
+            pb.TopLogprob(
+                token=pb.Token(id=top.token_id, spelling=top.spelling),
+                logprob=top.logprob,
+                is_allowed=top.is_allowed,
+            )
+            for top in logprob.top
+        ],
+    )
+
+
 def _result(result: GenerationResult) -> pb.GenerationResult:
     return pb.GenerationResult(
         finish_reason=number_of(pb.FinishReason.DESCRIPTOR, result.finish_reason),
@@ -205,6 +316,9 @@ def _result(result: GenerationResult) -> pb.GenerationResult:
         ],
         seed=result.seed,
         grammar_id=result.grammar_id,
+        logprobs=[_logprob(logprob) for logprob in result.logprobs],
+        logprob=result.logprob,
+        score=result.score,
     )
 
 

@@ -146,10 +146,12 @@ class WorkerSteps:
             position=step.position,
             token_ids=step.token_ids,
             truncate_to=step.truncate_to,
-            logits=pb.LOGITS_SELECTION_LAST,
+            fork_of=step.fork_of,
+            logits=pb.LOGITS_SELECTION_ALL if step.wants_all_rows else pb.LOGITS_SELECTION_LAST,
         )
         sent = self._stream.send(lambda request_id: pb.StreamStepLogitsRequest(request_id=request_id, steps=[message]))
-        return converted(sent, _reply)
+        num_rows = len(step.token_ids) if step.wants_all_rows else 1
+        return converted(sent, lambda response: _reply(response, num_rows))
 
     async def release(self, sequence_ids: Sequence[str]) -> None:
         """Free sequences; raises nothing, because a lease frees them too."""
@@ -160,7 +162,7 @@ class WorkerSteps:
         await self._stream.close()
 
 
-def _reply(response: pb.StreamStepLogitsResponse) -> StepReply:
+def _reply(response: pb.StreamStepLogitsResponse, num_rows: int) -> StepReply:
     if len(response.results) != 1:
         raise ServiceError(f"the model worker answered one step with {len(response.results)} results")
     result = response.results[0]
@@ -171,6 +173,8 @@ def _reply(response: pb.StreamStepLogitsResponse) -> StepReply:
         # The caller's request was checked before: what the worker refuses here is our mistake, not theirs.
         raise ServiceError(f"the model worker refused a step: {error.message}", step_reason=error.reason)
     logits = np.frombuffer(result.logits, "<f4")
-    if result.num_rows != 1 or not len(logits):
-        raise ServiceError(f"the model worker answered with {result.num_rows} rows of logits where one was asked for")
-    return StepReply(logits, result.forward_us)
+    if result.num_rows != num_rows or not len(logits):
+        raise ServiceError(
+            f"the model worker answered with {result.num_rows} rows of logits where {num_rows} were asked for"
+        )
+    return StepReply(logits.reshape(num_rows, -1), result.forward_us)

@@ -34,6 +34,18 @@ class Guide:
         self.compiled: Compiled | None = None
         self.mask_us = 0
 
+    def fork(self) -> Guide:
+        """Return a guide that stands where this one does, and goes on without it."""
+        child = Guide(self._stream, self._constraint, self._options)
+        child._grammar_id = self._grammar_id
+        child._known = set(self._known)
+        child._token_ids = list(self._token_ids)
+        child._guidance = self._guidance
+        child._num_replays = self._num_replays
+        child.compiled = self.compiled
+        child.mask_us = self.mask_us
+        return child
+
     @property
     def guidance(self) -> Guidance:
         """What may follow the tokens taken so far."""

@@ -15,24 +15,33 @@ Logits = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Tokens to append to a sequence of the worker, which answers with the logits behind the last of them.
+    """Tokens to append to a sequence of the worker, which answers with the logits behind the last of them, or all.
 
     `position` is the number of tokens in the sequence before; 0 creates it. `truncate_to`, where given, equals
-    `position` and cuts off what is there already.
+    `position` and cuts off what is there already. `fork_of` creates the sequence with the first `position` tokens of
+    that one.
     """
 
     sequence_id: str
     position: int
     token_ids: tuple[int, ...]
     truncate_to: int | None = None
+    fork_of: str | None = None
+    wants_all_rows: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class StepReply:
-    """What one step gave: `logits` is `(V,)` float32, read-only."""
+    """What one step gave: `rows` is `(R, V)` float32, read-only; R is 1, or the number of its tokens."""
 
-    logits: Logits
+    rows: Logits
     forward_us: int
+
+    @property
+    def logits(self) -> Logits:
+        """`(V,)`, behind the last token."""
+        last: Logits = self.rows[-1]
+        return last
 
 
 class StepStream(Protocol):

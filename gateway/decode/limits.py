@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from services.rpckit.status import BudgetTooSmall, ContextExceeded, DeadEnd, ServiceError, UnsatisfiableGrammar
+from services.vocabulary.bitmask import Bitmask
+
+FinishReason = Literal["stop", "length", "budget_closed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,8 @@ class Limits:
     """Dead ends that one generation may meet."""
     max_rollback_tokens: int
     """Tokens that one generation may take back because of them."""
+    min_tokens: int = 0
+    """Fewest tokens to write; with a constraint only where something else than the end may follow."""
 
 
 @dataclass(slots=True)
@@ -32,6 +38,8 @@ class Account:
     token_ids: list[int] = field(default_factory=list)
     written_at: list[float] = field(default_factory=list)
     """When (`time.perf_counter`) each token was written."""
+    masks: list[Bitmask] = field(default_factory=list)
+    """What was allowed in the place of each token, where that is kept."""
     num_forced_tokens: int = 0
     mask_wait_s: float = 0.0
     num_budget_rollbacks: int = 0

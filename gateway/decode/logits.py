@@ -1,11 +1,13 @@
-"""Filters on a step's logits, in the one documented order: bitmask, temperature, top-k, top-p.
+"""Filters on a step's logits, in the one documented order: bias, bitmask, penalties, temperature, top-k, top-p, min-p.
 
 Each function is pure, takes `(..., V)` float32 and returns a new array of that shape in which a token that is out is
-`-inf`. The bitmask goes first, or top-k could leave nothing that is legal. Candidates rank by (logit descending, id
-ascending), so that a tie at the edge of top-k or top-p is decided the same way everywhere.
+`-inf`. The bitmask goes before all that keeps the best, or top-k could leave nothing that is legal. Candidates rank by
+(logit descending, id ascending), so that a tie at the edge of top-k or top-p is decided the same way everywhere.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,9 +15,38 @@ from gateway.decode.interfaces import Logits
 from services.vocabulary.bitmask import BoolMask
 
 
+def add_bias(logits: Logits, bias: Sequence[tuple[int, float]]) -> Logits:
+    """Add to the logits of some token ids."""
+    result = logits.copy()
+    for token_id, value in bias:
+        result[..., token_id] += np.float32(value)
+    return result
+
+
 def apply_bool_mask(logits: Logits, bool_mask: BoolMask) -> Logits:
     """Take out the tokens whose bit is not set; `bool_mask` is `(V,)` or of the logits' shape."""
     return np.where(bool_mask, logits, np.float32(-np.inf))
+
+
+def penalise_repetition(logits: Logits, token_ids: Sequence[int], penalty: float) -> Logits:
+    """Divide positive logits of `token_ids` by `penalty`, multiply negative ones; 1 changes nothing.
+
+    N. S. Keskar et al., "CTRL: A Conditional Transformer Language Model for Controllable Generation", 2019, section
+    4.1, with the sign regarded.
+    """
+    result = logits.copy()
+    ids = np.unique(np.array(token_ids, np.int64))
+    found = result[..., ids]
+    result[..., ids] = np.where(found > 0, found / np.float32(penalty), found * np.float32(penalty))
+    return result
+
+
+def penalise_presence(logits: Logits, token_ids: Sequence[int], presence: float, frequency: float) -> Logits:
+    """Take `presence` off the logits of `token_ids`, and `frequency` for each time that a token is among them."""
+    result = logits.copy()
+    ids, counts = np.unique(np.array(token_ids, np.int64), return_counts=True)
+    result[..., ids] -= (presence + frequency * counts).astype(np.float32)
+    return result
 
 
 def apply_temperature(logits: Logits, temperature: float) -> Logits:
@@ -24,6 +55,14 @@ def apply_temperature(logits: Logits, temperature: float) -> Logits:
     with np.errstate(over="ignore"):  # far below the largest is as good as out
         scaled: Logits = ((logits - largest).astype(np.float64) / temperature).astype(np.float32)
     return scaled
+
+
+def log_softmax(logits: Logits) -> Logits:
+    """Return the logarithms of the probabilities."""
+    wide = logits.astype(np.float64)
+    wide -= wide.max(axis=-1, keepdims=True)
+    result: Logits = (wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))).astype(np.float32)
+    return result
 
 
 def keep_top_k(logits: Logits, top_k: int) -> Logits:
@@ -47,6 +86,17 @@ def keep_top_p(logits: Logits, top_p: float) -> Logits:
         token_ids = _nucleus(row, top_p)
         kept_row[token_ids] = row[token_ids]
     return kept
+
+
+def keep_min_p(logits: Logits, min_p: float) -> Logits:
+    """Keep the tokens that have at least `min_p` times the likeliest one's probability; 0 keeps all.
+
+    M. N. Nguyen et al., "Turning Up the Heat: Min-p Sampling for Creative and Coherent LLM Outputs", 2024.
+    """
+    if min_p <= 0:
+        return logits.copy()
+    edge = logits.max(axis=-1, keepdims=True) + np.float32(np.log(min_p))
+    return np.where(logits >= edge, logits, np.float32(-np.inf))
 
 
 # Most nuclei are far smaller than this; sorting so many costs a hundredth of sorting 50,000.

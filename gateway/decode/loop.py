@@ -7,24 +7,22 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 
 from gateway.decode.guided import Guide
 from gateway.decode.interfaces import Guidance, Logits, MatcherState
-from gateway.decode.limits import Account, Limits, check_rollbacks, no_text, refuse_small_budget
+from gateway.decode.limits import Account, FinishReason, Limits, check_rollbacks, no_text, refuse_small_budget
 from gateway.decode.output import Delta, Output
-from gateway.decode.sampler import Sampling, draw
+from gateway.decode.sampler import Sampler
 from gateway.decode.sequence import ModelSequence
 from services.rpckit.status import ServiceError
-from services.vocabulary import Vocabulary, unpack_bitmask
+from services.vocabulary import Vocabulary, bitmask_of, pack_bool_mask, unpack_bitmask
 from services.vocabulary.bitmask import BoolMask
 
 # A wait for forced tokens pays while one look in so many finds some.
 _LOOKS_PER_FORCED_RUN: Final = 30
-
-FinishReason = Literal["stop", "length", "budget_closed"]
 
 
 @dataclass(slots=True)
@@ -54,8 +52,8 @@ class _Taken:
 class DecodeLoop:
     """Draws tokens until the text is finished.
 
-    `sequence` has the prompt's step in flight already. With a `guide`, which is not started yet, the text satisfies
-    its constraint and ends complete within the limits.
+    `sequence` has the prompt's step in flight already. With a `guide`, which is started, the text satisfies its
+    constraint and ends complete within the limits.
     """
 
     def __init__(
@@ -65,10 +63,12 @@ class DecodeLoop:
         guide: Guide | None,
         vocabulary: Vocabulary,
         plain_mask: BoolMask,
-        sampling: Sampling,
+        sampler: Sampler,
         stops: tuple[str, ...],
+        stop_token_ids: tuple[int, ...] = (),
         limits: Limits,
         emit: Callable[[Delta], Awaitable[None]],
+        keeps_masks: bool = False,
     ) -> None:
         """`plain_mask` `(V,)` has the tokens that free text may use: those with bytes, and the end tokens."""
         self._sequence = sequence
@@ -76,9 +76,11 @@ class DecodeLoop:
         self._vocabulary = vocabulary
         self._plain_mask = plain_mask
         self._eos_token_ids = frozenset(vocabulary.eos_token_ids)
-        self._sampling = sampling
+        self._end_token_ids = self._eos_token_ids | frozenset(stop_token_ids)
+        self._sampler = sampler
         self._limits = limits
         self._emit = emit
+        self._keeps_masks = keeps_masks
         self._is_bound_by_budget = False
         self._points: list[_Point] = []
         """From the last state that is settled to the one that is reached."""
@@ -114,12 +116,17 @@ class DecodeLoop:
         return reason
 
     async def _run_free(self) -> FinishReason:
+        may_end, may_go_on = self._plain_mask.copy(), self._plain_mask.copy()
+        may_end[list(self._end_token_ids)], may_go_on[list(self._end_token_ids)] = True, False
         while self._num_left > 0:
             logits = await self._sequence.logits()
-            token_id = draw(logits, self._plain_mask, self._sampling, position=len(self.account.token_ids))
+            bool_mask = may_go_on if self._is_too_early else may_end
+            token_id = self._sampler.draw(logits, bool_mask, self.account.token_ids)
             assert token_id is not None, "a vocabulary has tokens"
-            if token_id in self._eos_token_ids:
+            if token_id in self._end_token_ids:
                 return "stop"
+            if self._keeps_masks:
+                self.account.masks.append(pack_bool_mask(bool_mask))
             self._write(token_id)
             if self.output.is_stopped:
                 return "stop"
@@ -129,7 +136,8 @@ class DecodeLoop:
         return "length"
 
     async def _run_guided(self, guide: Guide) -> FinishReason:
-        start = (await guide.start()).start
+        assert guide.compiled is not None, "started first"
+        start = guide.compiled.start
         refuse_small_budget(self._limits, start.num_needed)
         self._write_guided(start.forced_token_ids, start)
         while not self._is_at_end(guide.guidance):
@@ -164,7 +172,8 @@ class DecodeLoop:
                 if point.num_too_long >= self._limits.max_budget_draws:
                     break
                 logits = await self._logits() if logits is None else logits
-                token_id = draw(logits, bool_mask, self._sampling, position=point.num_tokens, excluded=point.refused)
+                excluded = point.refused | self._ends_too_early(point)
+                token_id = self._sampler.draw(logits, bool_mask, self.account.token_ids, excluded=excluded)
                 assert token_id is not None, "the mask has as many tokens as the guidance says"
             if token_id in self._eos_token_ids:
                 return _Taken(token_id, None, is_sent=False)
@@ -181,6 +190,12 @@ class DecodeLoop:
                 return _Taken(token_id, following, is_sent)
             point.refused.add(token_id)
         return None
+
+    def _ends_too_early(self, point: _Point) -> frozenset[int]:
+        """Return the end tokens where the text is too short to end and something else is left to try."""
+        is_end_all = point.guidance.num_allowed - len(point.refused) <= len(self._eos_token_ids)
+        is_too_early = self._is_too_early and point.guidance.is_accepting and not is_end_all
+        return self._eos_token_ids if is_too_early else frozenset()
 
     def _shortest_way_on(self, guidance: Guidance) -> int | None:
         """Return the first token of the witness, an end token where the text is complete."""
@@ -204,6 +219,7 @@ class DecodeLoop:
         self.output.take_back(num_taken_back)
         del account.token_ids[point.num_tokens :]
         del account.written_at[point.num_tokens :]
+        del account.masks[point.num_tokens :]
         account.num_forced_tokens -= num_taken_back - 1
         self._num_sent = min(self._num_sent, point.num_tokens)
 
@@ -263,11 +279,19 @@ class DecodeLoop:
         )
 
     @property
+    def _is_too_early(self) -> bool:
+        return len(self.account.token_ids) < self._limits.min_tokens
+
+    @property
     def _num_left(self) -> int:
         return self._limits.max_tokens - len(self.account.token_ids)
 
     def _write_guided(self, token_ids: Sequence[int], guidance: Guidance) -> None:
         """Write a chosen token, if any, and what it forced; `guidance` speaks of what follows."""
+        if self._keeps_masks:
+            chosen = [self._points[-1].guidance.bitmask] if len(token_ids) > len(guidance.forced_token_ids) else []
+            forced = [bitmask_of([token_id], self._vocabulary.vocab_size) for token_id in guidance.forced_token_ids]
+            self.account.masks += [*chosen, *forced]
         if guidance.is_settled:
             self._points.clear()
         num_chosen = len(token_ids) - len(guidance.forced_token_ids)

@@ -30,18 +30,50 @@ class ModelSequence:
         self._token_ids: list[int] = []
         self._pending: list[asyncio.Future[StepReply]] = []
         self._abandoned: list[asyncio.Future[StepReply]] = []
+        self._parent: ModelSequence | None = None
+        """What the first step forks from; None behind that."""
         self._latest: StepReply | None = None
         self._replied_at = 0.0
         self.num_steps = 0
         self.forward_us = 0
 
-    def append(self, token_ids: Sequence[int], *, keep: int | None = None) -> None:
+    def fork(self, sequence_id: str) -> ModelSequence:
+        """Return a sequence that begins with the tokens sent so far. The worker copies nothing.
+
+        Costs no step until something is appended to it. This one may go on meanwhile, but keeps its tokens. Steps
+        shared with it, and their time, count for both.
+        """
+        child = ModelSequence(self._stream, sequence_id)
+        child._parent = self._parent or self  # the worker knows this one from its first step on
+        child._token_ids = list(self._token_ids)
+        child._pending = list(self._pending)
+        child._latest = self._latest
+        child.num_steps = self.num_steps
+        child.forward_us = self.forward_us
+        return child
+
+    def append(self, token_ids: Sequence[int], *, keep: int | None = None, wants_all_rows: bool = False) -> None:
         """Send tokens in one step, after cutting the sequence to `keep` tokens where given."""
         truncate_to = None
         if keep is not None and keep < len(self._token_ids):
             del self._token_ids[keep:]
             truncate_to = keep
-        self._submit(token_ids, truncate_to)
+        self._submit(token_ids, truncate_to, wants_all_rows=wants_all_rows)
+
+    async def rows(self, token_ids: Sequence[int]) -> Logits:
+        """Send tokens and return the `(N, V)` logits behind each of them.
+
+        Raises:
+            ServiceError: as `logits`.
+        """
+        num_before = len(self._token_ids)
+        while True:
+            self.append(token_ids, keep=num_before, wants_all_rows=True)
+            await self.logits()
+            assert self._latest is not None
+            if len(self._latest.rows) == len(token_ids):
+                return self._latest.rows
+            # The worker had lost the sequence and got all of it again, in one step: the rows are asked for once more.
 
     def back_to(self, num_tokens: int) -> None:
         """Cut the sequence to `num_tokens`, at least one, and make the logits behind the last of them the latest again.
@@ -78,6 +110,7 @@ class ModelSequence:
                     ) from error
                 self._ids.append(f"{self._base_id}-{len(self._ids)}")
                 everything, self._token_ids = self._token_ids, []
+                self._parent = None
                 self._submit(everything, None)
 
     async def close(self) -> None:
@@ -111,8 +144,12 @@ class ModelSequence:
         assert self._latest is not None, "a step is submitted before its logits are asked for"
         return self._latest.logits
 
-    def _submit(self, token_ids: Sequence[int], truncate_to: int | None) -> None:
-        step = Step(self._ids[-1], len(self._token_ids), tuple(token_ids), truncate_to)
+    def _submit(self, token_ids: Sequence[int], truncate_to: int | None, *, wants_all_rows: bool = False) -> None:
+        fork_of = None
+        if self._parent is not None:
+            fork_of, truncate_to = self._parent._ids[-1], None
+            self._parent = None
+        step = Step(self._ids[-1], len(self._token_ids), tuple(token_ids), truncate_to, fork_of, wants_all_rows)
         self._token_ids.extend(token_ids)
         self.num_steps += 1
         future = self._stream.submit(step)

@@ -11,7 +11,7 @@ from gateway.decode.interfaces import CompileOptions, Constraint
 from gateway.decode.limits import Limits
 from gateway.decode.loop import DecodeLoop, plain_mask
 from gateway.decode.output import Delta
-from gateway.decode.sampler import Sampling
+from gateway.decode.sampler import Sampler, Sampling
 from gateway.decode.sequence import ModelSequence
 from tests.support.fake_services import FakeWorker, FiniteLanguage, vocabulary
 
@@ -45,6 +45,8 @@ async def decode(
     max_rollbacks: int = 10_000,
     max_rollback_tokens: int = 10_000,
     prompt: Sequence[int] = PROMPT,
+    stop_token_ids: tuple[int, ...] = (),
+    min_tokens: int = 0,
 ) -> Run:
     """Write one text, and see to it that nothing is left at the worker."""
     worker = worker or FakeWorker()
@@ -55,14 +57,20 @@ async def decode(
 
     sequence = ModelSequence(worker, "s")
     sequence.append(prompt)
+    guide = Guide(language, Constraint("choices", choices=("x",)), CompileOptions()) if language else None
+    if guide is not None:
+        await guide.start()
     loop = DecodeLoop(
         sequence=sequence,
-        guide=Guide(language, Constraint("choices", choices=("x",)), CompileOptions()) if language else None,
+        guide=guide,
         vocabulary=vocabulary(),
         plain_mask=plain_mask(vocabulary()),
-        sampling=sampling or Sampling(),
+        sampler=Sampler(sampling or Sampling(), prompt),
         stops=stops,
-        limits=Limits(max_tokens, is_context_bound, grace_s, max_budget_draws, max_rollbacks, max_rollback_tokens),
+        stop_token_ids=stop_token_ids,
+        limits=Limits(
+            max_tokens, is_context_bound, grace_s, max_budget_draws, max_rollbacks, max_rollback_tokens, min_tokens
+        ),
         emit=emit,
     )
     try:

@@ -83,7 +83,11 @@ class FakeWorker:
             await asyncio.sleep(self._delay_s)
             if self._fail is not None:
                 self._fail(number, self)
-            if step.position == 0:
+            if step.fork_of is not None:
+                if step.fork_of not in self.sequences:
+                    raise LeaseExpired("no such parent")
+                self.sequences[step.sequence_id] = self.sequences[step.fork_of][: step.position]
+            elif step.position == 0:
                 self.sequences[step.sequence_id] = []
             if step.sequence_id not in self.sequences:
                 raise LeaseExpired("no such sequence")
@@ -94,7 +98,9 @@ class FakeWorker:
                 raise PositionMismatch(f"at {len(tokens)}, not {step.position}")
             tokens.extend(step.token_ids)
             self.num_replies += 1
-            return StepReply(self._logits_of(tokens), forward_us=1000)
+            first = len(tokens) - len(step.token_ids) if step.wants_all_rows else len(tokens) - 1
+            rows = [self._logits_of(tokens[: end + 1]) for end in range(first, len(tokens))]
+            return StepReply(np.stack(rows), forward_us=1000)
 
 
 class FiniteLanguage:

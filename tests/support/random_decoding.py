@@ -24,7 +24,7 @@ from gateway.decode.interfaces import (
 from gateway.decode.limits import Account, Limits
 from gateway.decode.loop import DecodeLoop, FinishReason
 from gateway.decode.output import Delta
-from gateway.decode.sampler import Sampling
+from gateway.decode.sampler import Sampler, Sampling
 from gateway.decode.sequence import ModelSequence
 from services.constraint.composite_matcher import AnyMatcher
 from services.constraint.core.engine import TERMINATED
@@ -78,7 +78,7 @@ class RandomSteps:
         """Answer at once."""
         future: asyncio.Future[StepReply] = asyncio.get_running_loop().create_future()
         num_tokens = step.position + len(step.token_ids)
-        future.set_result(StepReply(self._model.logits(self._seed, num_tokens - 1), 0))
+        future.set_result(StepReply(self._model.logits(self._seed, num_tokens - 1)[None], 0))
         return future
 
     async def release(self, sequence_ids: Sequence[str]) -> None:
@@ -145,12 +145,14 @@ async def write(
     """Write one text, by the gateway's own loop, or stop after `limit_s` seconds."""
     sequence = ModelSequence(RandomSteps(model, seed), "s")
     sequence.append(vocabulary.eos_token_ids[:1])
+    guide = Guide(EngineStream(matcher), Constraint("json_schema"), CompileOptions())
+    await guide.start()
     loop = DecodeLoop(
         sequence=sequence,
-        guide=Guide(EngineStream(matcher), Constraint("json_schema"), CompileOptions()),
+        guide=guide,
         vocabulary=vocabulary,
         plain_mask=np.zeros(vocabulary.vocab_size, np.bool_),
-        sampling=Sampling(),
+        sampler=Sampler(Sampling()),
         stops=(),
         limits=limits,
         emit=_ignore,

@@ -47,6 +47,54 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "top_p 0": ({"sampling": pb.Sampling(top_p=0)}, "generation.sampling.top_p", "over 0 and at most 1"),
     "top_p over 1": ({"sampling": pb.Sampling(top_p=1.01)}, "generation.sampling.top_p", "over 0 and at most 1"),
     "top_p NaN": ({"sampling": pb.Sampling(top_p=math.nan)}, "generation.sampling.top_p", "not a number"),
+    "min_p over 1": ({"sampling": pb.Sampling(min_p=1.5)}, "generation.sampling.min_p", "from 0 to 1"),
+    "repetition_penalty 0": (
+        {"sampling": pb.Sampling(repetition_penalty=0)},
+        "generation.sampling.repetition_penalty",
+        "over 0 and at most 100",
+    ),
+    "presence NaN": (
+        {"sampling": pb.Sampling(presence_penalty=math.nan)},
+        "generation.sampling.presence_penalty",
+        "not a number",
+    ),
+    "frequency": (
+        {"sampling": pb.Sampling(frequency_penalty=101)},
+        "generation.sampling.frequency_penalty",
+        "from -100 to 100",
+    ),
+    "bias": ({"sampling": pb.Sampling(logit_bias={7: 101})}, "generation.sampling.logit_bias[7]", "from -100 to 100"),
+    "1025 biases": (
+        {"sampling": pb.Sampling(logit_bias=dict.fromkeys(range(1025), 1.0))},
+        "generation.sampling.logit_bias",
+        "at most 1024",
+    ),
+    "no such preset": ({"sampling": pb.Sampling(preset=99)}, "generation.sampling.preset", "99 is not known"),  # type: ignore[arg-type]
+    "min_tokens": ({"min_tokens": 6, "max_tokens": 5}, "generation.min_tokens", "at most max_tokens, 5"),
+    "n 0": ({"n": 0}, "generation.n", "from 1 to 16"),
+    "n 17": ({"n": 17}, "generation.n", "from 1 to 16"),
+    "best_of under n": ({"n": 3, "best_of": 2}, "generation.best_of", "from n, 3, to 16"),
+    "65 stop tokens": ({"stop_token_ids": range(65)}, "generation.stop_token_ids", "at most 64"),
+    "stop token with constraint": (
+        {"stop_token_ids": [5], "constraint": SCHEMA},
+        "generation.stop_token_ids",
+        "cannot be combined",
+    ),
+    "too many alternatives": ({"logprobs": pb.Logprobs(num_top=21)}, "generation.logprobs.num_top", "at most 20"),
+    "beam without width": ({"beam": pb.Beam()}, "generation.beam.width", "from 1 to 16"),
+    "length penalty": (
+        {"beam": pb.Beam(width=2, length_penalty=math.nan)},
+        "generation.beam.length_penalty",
+        "not a number",
+    ),
+    "warm beam": (
+        {"beam": pb.Beam(width=2), "sampling": pb.Sampling(temperature=1)},
+        "generation.sampling.temperature",
+        "cannot be combined",
+    ),
+    "beam with stop": ({"beam": pb.Beam(width=2), "stop": ["x"]}, "generation.stop", "cannot be combined"),
+    "narrow beam": ({"beam": pb.Beam(width=2), "n": 3}, "generation.n", "no more texts than that"),
+    "beam with best_of": ({"beam": pb.Beam(width=2), "best_of": 2}, "generation.best_of", "cannot be combined"),
     "stop with constraint": ({"stop": ["x"], "constraint": SCHEMA}, "generation.stop", "cannot be combined"),
     "17 stops": ({"stop": ["x"] * 17}, "generation.stop", "at most 16"),
     "empty stop": ({"stop": ["x", ""]}, "generation.stop[1]", "1 to 1000"),
@@ -157,5 +205,28 @@ def test_an_empty_part_is_named() -> None:
 
 def test_tokens_beyond_the_vocabulary_are_named() -> None:
     with pytest.raises(InvalidRequest, match="is 300; the model's tokens go from 0 to 299") as caught:
-        TokenPrompt((1, 300)).check(300)
+        GenerationRequest(TokenPrompt((1, 300))).check_tokens(300)
     assert caught.value.field == "generation.token_ids.ids[1]"
+    for fields, field in (
+        ({"stop_token_ids": [5, 300]}, "generation.stop_token_ids[1]"),
+        ({"sampling": pb.Sampling(logit_bias={300: 1})}, "generation.sampling.logit_bias[0]"),
+    ):
+        with pytest.raises(InvalidRequest, match="is 300") as caught:
+            read(**fields).check_tokens(300)
+        assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("preset", "temperature", "top_p", "top_k"),
+    [
+        (pb.PRESET_BALANCED, 0.7, 0.9, 50),
+        (pb.PRESET_CREATIVE, 1.2, 0.95, 100),
+        (pb.PRESET_SAFE, 0.3, 0.8, 10),
+        (pb.PRESET_DETERMINISTIC, 0.0, 1.0, 0),
+    ],
+)
+def test_presets_are_for_what_is_not_set(preset: Any, temperature: float, top_p: float, top_k: int) -> None:
+    sampling = read(sampling=pb.Sampling(preset=preset)).sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (temperature, top_p, top_k)
+    sampling = read(sampling=pb.Sampling(preset=preset, top_k=3, seed=7)).sampling
+    assert (sampling.temperature, sampling.top_k, sampling.seed) == (temperature, 3, 7)

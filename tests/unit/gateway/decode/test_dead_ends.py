@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gateway.decode.interfaces import Guidance, Logits, MatcherState
 from gateway.decode.output import Output
-from gateway.decode.sampler import Sampling, draw
+from gateway.decode.sampler import Sampler, Sampling
 from gateway.decode.sequence import ModelSequence
 from services.rpckit.status import BudgetTooSmall, ContextExceeded, DeadEnd, NotReady, UnsatisfiableGrammar
 from tests.support.decoding import PROMPT, decode
@@ -43,7 +43,7 @@ def drawn(
     mask = np.zeros(VOCAB_SIZE, np.bool_)
     mask[list(allowed)] = True
     logits = noise_logits([*PROMPT, *token_ids])
-    return draw(logits, mask, sampling, position=len(token_ids), excluded=refused)
+    return Sampler(sampling).draw(logits, mask, token_ids, excluded=refused)
 
 
 def with_pruned_masks(language: CheckedLanguage, sampling: Sampling) -> list[int]:

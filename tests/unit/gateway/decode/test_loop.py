@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.decode.interfaces import Logits
-from gateway.decode.sampler import Sampling, draw
+from gateway.decode.sampler import Sampler, Sampling
 from services.rpckit.status import BudgetTooSmall, ContextExceeded, LeaseExpired, NotReady, OutOfFuel, ServiceError
 from tests.support.decoding import PROMPT, decode
 from tests.support.fake_services import EOS, VOCAB_SIZE, FakeWorker, FiniteLanguage, noise_logits, vocabulary
@@ -35,7 +35,7 @@ def one_at_a_time(language: FiniteLanguage, sampling: Sampling, max_tokens: int)
         mask[allowed if len(witness) < left else witness[:1]] = True
         excluded: set[int] = set()
         while True:
-            token_id = draw(noise_logits([*PROMPT, *tokens]), mask, sampling, position=len(tokens), excluded=excluded)
+            token_id = Sampler(sampling).draw(noise_logits([*PROMPT, *tokens]), mask, tokens, excluded=excluded)
             assert token_id is not None
             if token_id in vocabulary().eos_token_ids:
                 return tokens

@@ -1,13 +1,27 @@
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import pytest
 
-from gateway.decode.sampler import Sampling, draw, gumbel_noise
+from gateway.decode.sampler import Sampler, Sampling, gumbel_noise
 from services.rpckit.status import ServiceError
 
 ALL = np.ones(8, np.bool_)
 LOGITS = np.array([0.5, 2.0, -1.0, 1.0, 2.0, 0.0, -3.0, 1.5], np.float32)
+
+
+def draw(
+    logits: np.ndarray,
+    bool_mask: np.ndarray,
+    sampling: Sampling,
+    *,
+    position: int,
+    choice: int = 0,
+    excluded: Collection[int] = (),
+) -> int | None:
+    return Sampler(sampling, choice=choice).draw(logits, bool_mask, range(position), excluded=excluded)
 
 
 def chi_square(counts: np.ndarray, probs: np.ndarray) -> float:
