@@ -21,9 +21,11 @@ from gateway.decode.interfaces import KeywordReport
 from gateway.decode.limits import Account, FinishReason, Limits
 from gateway.decode.loop import DecodeLoop
 from gateway.decode.output import Delta, Output
+from gateway.decode.preamble import Preamble, taken_back
 from gateway.decode.sampler import Sampler
 from gateway.decode.score import TextScore, TokenLogprob, score
 from gateway.decode.sequence import ModelSequence
+from gateway.decode.values import ValueScanner
 from gateway.request import GenerationRequest
 from services.rpckit.status import ValidationFailed
 from services.vocabulary import Vocabulary
@@ -62,6 +64,7 @@ class GenerationResult:
     logprobs: tuple[TokenLogprob, ...] = ()
     logprob: float | None = None
     score: float | None = None
+    reasoning: str = ""
 
 
 Emit: TypeAlias = Callable[[int, Delta | GenerationResult], Awaitable[None]]
@@ -75,7 +78,7 @@ class Generation:
         self,
         request: GenerationRequest,
         *,
-        prompt_token_ids: Sequence[int],
+        prompt_token_ids: list[int],
         vocabulary: Vocabulary,
         plain_mask: BoolMask,
         limits: Limits,
@@ -94,13 +97,17 @@ class Generation:
         self._arrived = arrived
         self._emit = emit
         self._name = f"gateway-{secrets.token_hex(12)}"
+        self._healed = ""
+        if request.heals_prompt:
+            prompt_token_ids, self._healed = taken_back(prompt_token_ids, vocabulary)
         self._prompt_token_ids = prompt_token_ids
         self._prompt = ModelSequence(steps, self._name)
         self._sequences = [self._prompt]
         self._dropping: set[asyncio.Task[None]] = set()
         self._guide: Guide | None = None
         if request.constraint is not None:
-            self._guide = Guide(calls, request.constraint, request.compile_options)
+            constraint = self._preamble().constraint_behind(request.constraint, self._healed)
+            self._guide = Guide(calls, constraint, request.compile_options)
         self._prompt.append(prompt_token_ids)
 
     async def run(self) -> list[GenerationResult]:
@@ -137,6 +144,14 @@ class Generation:
         is_alone = request.num_drawn == 1 and not request.needs_score
         sequence = self._prompt if is_alone else self._fork(self._prompt)
         guide = None if self._guide is None else self._guide.fork()
+        preamble, values = self._preamble(), ValueScanner()
+
+        async def part(delta: Delta) -> None:
+            """Tell apart what is the answer."""
+            parted = preamble.push(delta.text)
+            found = values.push(parted.answer) if request.value_events else ()
+            await emit(choice, replace(delta, text=parted.answer, reasoning=parted.reasoning, values=found))
+
         loop = DecodeLoop(
             sequence=sequence,
             guide=guide,
@@ -146,24 +161,43 @@ class Generation:
             stops=request.stops,
             stop_token_ids=request.stop_token_ids,
             limits=self._limits,
-            emit=lambda delta: emit(choice, delta),
+            emit=part,
+            prefix=self._healed.encode(),
+            interjection=self._reasoning_end(preamble),
             keeps_masks=request.num_top_logprobs is not None,
         )
         finish_reason = await loop.run()
+        if request.value_events and (rest := values.finish()):
+            await emit(choice, Delta("", 0, 0, values=rest))
         result = self._result(
-            loop.output.text,
+            preamble.answer,
             finish_reason,
             loop.account,
             num_steps=sequence.num_steps,
             forward_us=sequence.forward_us,
             mask_us=0 if guide is None else guide.mask_us,
         )
-        result = await self._judged(await self._scored(result, loop.account.masks))
+        result = await self._judged(
+            await self._scored(replace(result, reasoning=preamble.reasoning), loop.account.masks)
+        )
         if request.is_ranked and result.logprob is not None:
             result = replace(result, score=result.logprob / max(1, len(result.token_ids)))
         self._count(result, loop.account)
         await emit(choice, result)
         return result
+
+    def _preamble(self) -> Preamble:
+        reasoning = self._request.reasoning
+        return Preamble(healed=self._healed, reasoning_end=None if reasoning is None else reasoning.end)
+
+    def _reasoning_end(self, preamble: Preamble) -> Callable[[int], Sequence[int]]:
+        """Return what says which tokens must follow so many of the text: the end of a reasoning that is too long."""
+        reasoning = self._request.reasoning
+        if reasoning is None:
+            return lambda num_tokens: ()
+        limit = reasoning.max_tokens or self._limits.max_tokens // 2
+        end = self._vocabulary.encode(reasoning.end)
+        return lambda num_tokens: end if preamble.is_reasoning and num_tokens >= limit else ()
 
     async def _search(self, settings: BeamSettings) -> list[GenerationResult]:
         """Search texts by a beam."""

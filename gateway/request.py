@@ -83,6 +83,20 @@ Prompt = TextPrompt | TokenPrompt | ChatPrompt
 
 
 @dataclass(frozen=True, slots=True)
+class Reasoning:
+    """Free text before the answer, up to `end`; `max_tokens` None: half of the request's."""
+
+    end: str = "</think>"
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.end) <= MAX_STOP_CHARACTERS:
+            raise _invalid("reasoning.end", f"has {len(self.end)} characters; it must have 1 to {MAX_STOP_CHARACTERS}")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise _invalid("reasoning.max_tokens", f"is {self.max_tokens}; it must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """Texts to write; fields as in the contract's `Generation`.
 
@@ -102,6 +116,9 @@ class GenerationRequest:
     beam: BeamSettings | None = None
     num_top_logprobs: int | None = None
     """Alternatives to tell with each token's log-probability; None tells none at all."""
+    heals_prompt: bool = False
+    value_events: bool = False
+    reasoning: Reasoning | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 1:
@@ -119,6 +136,12 @@ class GenerationRequest:
             raise _invalid("min_tokens", f"is {self.min_tokens}; it must be at most max_tokens, {self.max_tokens}")
         if not 1 <= self.n <= MAX_TEXTS:
             raise _invalid("n", f"is {self.n}; it must be from 1 to {MAX_TEXTS}")
+        if self.heals_prompt and not isinstance(self.prompt, TextPrompt):
+            raise _invalid("heals_prompt", "is for raw text: send `prompt`")
+        if self.value_events and (self.constraint is None or self.constraint.kind != "json_schema"):
+            raise _invalid("value_events", "are of JSON texts: send a `constraint.json_schema`")
+        if self.reasoning is not None and self.constraint is None:
+            raise _invalid("reasoning", "comes before a constrained answer, and there is no `constraint`")
         if self.best_of is not None and not self.n <= self.best_of <= MAX_TEXTS:
             raise _invalid("best_of", f"is {self.best_of}; it must be from n, {self.n}, to {MAX_TEXTS}")
         if self.num_top_logprobs is not None and self.num_top_logprobs > MAX_TOP_LOGPROBS:
@@ -170,6 +193,9 @@ class GenerationRequest:
             raise _invalid("stop", "cannot be combined with `beam`; `stop_token_ids` can")
         if self.best_of is not None:
             raise _invalid("best_of", "cannot be combined with `beam`, which ranks its texts by itself")
+        for name, is_set in (("heals_prompt", self.heals_prompt), ("reasoning", self.reasoning is not None)):
+            if is_set:
+                raise _invalid(name, "cannot be combined with `beam`")
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from gateway.request import (
     GenerationRequest,
     Message,
     Prompt,
+    Reasoning,
     ScoreRequest,
     TextPrompt,
     TokenPrompt,
@@ -39,8 +40,6 @@ from services.rpckit.status import InvalidRequest
 FULL_SERVICE_NAME: Final[str] = pb.DESCRIPTOR.services_by_name["GatewayService"].full_name
 
 _KINDS: Final = tuple(field.name for field in types_pb2.Constraint.DESCRIPTOR.oneofs_by_name["kind"].fields)
-
-_NOT_BUILT: Final = ("heals_prompt", "value_events", "reasoning")
 
 _Context = grpc.aio.ServicerContext
 
@@ -84,6 +83,8 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
                     delta=piece.text,
                     num_tokens=piece.num_tokens,
                     num_forced_tokens=piece.num_forced_tokens,
+                    reasoning_delta=piece.reasoning,
+                    values=[pb.ValueEvent(pointer=value.pointer, json=value.json) for value in piece.values],
                 )
             async with writing:
                 await context.write(message)
@@ -148,9 +149,6 @@ def read_generation(request: ProtoMessage, generation: pb.Generation) -> Generat
         InvalidRequest: a field is unknown, missing or out of range; names it.
     """
     _refuse_unknown_fields(request)
-    for field, _ in generation.ListFields():
-        if field.name in _NOT_BUILT:
-            raise InvalidRequest(f"`{field.name}` is not built yet: leave it out", field=f"generation.{field.name}")
     return GenerationRequest(
         prompt=_prompt(generation),
         constraint=_constraint(generation.constraint) if generation.HasField("constraint") else None,
@@ -164,6 +162,9 @@ def read_generation(request: ProtoMessage, generation: pb.Generation) -> Generat
         best_of=_given(generation, "best_of"),
         beam=_beam(generation.beam) if generation.HasField("beam") else None,
         num_top_logprobs=generation.logprobs.num_top if generation.HasField("logprobs") else None,
+        heals_prompt=generation.heals_prompt,
+        value_events=generation.value_events,
+        reasoning=_reasoning(generation.reasoning) if generation.HasField("reasoning") else None,
     )
 
 
@@ -182,6 +183,11 @@ def _sampling(sampling: pb.Sampling) -> Sampling:
     values.setdefault("seed", secrets.randbits(64))
     bias = tuple(sorted(sampling.logit_bias.items()))
     return replace(Sampling() if preset is None else PRESETS[preset], logit_bias=bias, **values)
+
+
+def _reasoning(reasoning: pb.Reasoning) -> Reasoning:
+    given = {name: _given(reasoning, name) for name in ("end", "max_tokens")}
+    return Reasoning(**{name: value for name, value in given.items() if value is not None})
 
 
 def _beam(beam: pb.Beam) -> BeamSettings:
@@ -319,6 +325,7 @@ def _result(result: GenerationResult) -> pb.GenerationResult:
         logprobs=[_logprob(logprob) for logprob in result.logprobs],
         logprob=result.logprob,
         score=result.score,
+        reasoning=result.reasoning,
     )
 
 

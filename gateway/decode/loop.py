@@ -18,7 +18,7 @@ from gateway.decode.output import Delta, Output
 from gateway.decode.sampler import Sampler
 from gateway.decode.sequence import ModelSequence
 from services.rpckit.status import ServiceError
-from services.vocabulary import Vocabulary, bitmask_of, pack_bool_mask, unpack_bitmask
+from services.vocabulary import Vocabulary, bitmask_of, has_token, pack_bool_mask, unpack_bitmask
 from services.vocabulary.bitmask import BoolMask
 
 # A wait for forced tokens pays while one look in so many finds some.
@@ -68,9 +68,15 @@ class DecodeLoop:
         stop_token_ids: tuple[int, ...] = (),
         limits: Limits,
         emit: Callable[[Delta], Awaitable[None]],
+        prefix: bytes = b"",
+        interjection: Callable[[int], Sequence[int]] = lambda num_tokens: (),
         keeps_masks: bool = False,
     ) -> None:
-        """`plain_mask` `(V,)` has the tokens that free text may use: those with bytes, and the end tokens."""
+        """`plain_mask` `(V,)` has the tokens that free text may use: those with bytes, and the end tokens.
+
+        Free text begins with `prefix`. Constrained text goes on with the tokens that `interjection` names for so many
+        tokens of it, where the constraint and the budget allow that.
+        """
         self._sequence = sequence
         self._guide = guide
         self._vocabulary = vocabulary
@@ -80,6 +86,8 @@ class DecodeLoop:
         self._sampler = sampler
         self._limits = limits
         self._emit = emit
+        self._prefix = prefix
+        self._interjection = interjection
         self._keeps_masks = keeps_masks
         self._is_bound_by_budget = False
         self._points: list[_Point] = []
@@ -121,6 +129,8 @@ class DecodeLoop:
         while self._num_left > 0:
             logits = await self._sequence.logits()
             bool_mask = may_go_on if self._is_too_early else may_end
+            if self._prefix:
+                bool_mask = self._spells_prefix()
             token_id = self._sampler.draw(logits, bool_mask, self.account.token_ids)
             assert token_id is not None, "a vocabulary has tokens"
             if token_id in self._end_token_ids:
@@ -128,6 +138,7 @@ class DecodeLoop:
             if self._keeps_masks:
                 self.account.masks.append(pack_bool_mask(bool_mask))
             self._write(token_id)
+            self._prefix = self._prefix[len(self._vocabulary.spelling(token_id)) :]
             if self.output.is_stopped:
                 return "stop"
             if self._num_left > 0:
@@ -144,6 +155,8 @@ class DecodeLoop:
             if guide.guidance.witness_num_tokens < self._num_left:
                 self._send()  # the model has a say in what comes next
             await self._flush()
+            if await self._interject(guide):
+                continue
             taken = await self._choose(guide)
             if taken is None:
                 self._go_back(guide)
@@ -155,6 +168,25 @@ class DecodeLoop:
             self._write_guided([taken.token_id, *taken.guidance.forced_token_ids], taken.guidance)
         self._is_bound_by_budget |= self._num_left == 0 and not self._may_only_end(guide.guidance)
         return "budget_closed" if self._is_bound_by_budget else "stop"
+
+    def _spells_prefix(self) -> BoolMask:
+        """Return the `(V,)` tokens that the rest of the prefix begins with, or that begin with it."""
+        rest = self._prefix
+        tokens = (token or b"" for token in self._vocabulary.token_bytes)
+        return np.array([len(token) > 0 and (token.startswith(rest) or rest.startswith(token)) for token in tokens])
+
+    async def _interject(self, guide: Guide) -> bool:
+        """Write what has to follow now, if anything and if it can; tell whether it is written."""
+        num_tokens = len(self.account.token_ids)
+        for token_id in self._interjection(num_tokens):
+            if not has_token(guide.guidance.bitmask, token_id):
+                break
+            following = await guide.look(token_id)
+            if following.is_dead_end or following.num_needed > self._num_left - 1:
+                break
+            guide.take(token_id, following)
+            self._write_guided([token_id, *following.forced_token_ids], following)
+        return len(self.account.token_ids) > num_tokens
 
     async def _choose(self, guide: Guide) -> _Taken | None:
         """Find a token behind which the text can still end within the budget; None where all were refused."""

@@ -11,15 +11,21 @@ from dataclasses import dataclass
 
 from gateway.decode.detokenize import Detokenizer
 from gateway.decode.stop import StopMatcher
+from gateway.decode.values import Value
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """Text that follows what was let out before, and the tokens whose text it completes."""
+    """Text that follows what was let out before, and the tokens whose text it completes.
+
+    `reasoning` is text before the answer, `values` are those of a JSON text that are whole now.
+    """
 
     text: str
     num_tokens: int
     num_forced_tokens: int
+    reasoning: str = ""
+    values: tuple[Value, ...] = ()
 
 
 @dataclass(slots=True)
