@@ -38,12 +38,16 @@ def make_generation(
     chat: list[tuple[str, str]] | None = None,
     constraint: Any = None,
     options: Mapping[str, Any] | None = None,
-    max_tokens: int | None = None,
-    stop: tuple[str, ...] = (),
-    **sampling: float | None,
+    sampling: Mapping[str, Any] | None = None,
+    beam: Mapping[str, Any] | None = None,
+    **fields: Any,
 ) -> gateway_pb2.Generation:
-    """Make a `Generation`; `chat` has (role, content) pairs, `sampling` the fields of `Sampling` that are not None."""
-    generation = gateway_pb2.Generation(constraint=constraint, max_tokens=max_tokens, stop=stop)
+    """Make a `Generation` of plain values.
+
+    `chat` has (role, content) pairs, `sampling` and `beam` the fields of those messages, `fields` the other ones; what
+    is None is not set.
+    """
+    generation = gateway_pb2.Generation(constraint=constraint, **fields)
     if prompt is not None:
         generation.prompt = prompt
     if chat is not None:
@@ -51,8 +55,10 @@ def make_generation(
         generation.chat.CopyFrom(gateway_pb2.Chat(messages=messages))
     if options:
         generation.compile_options.CopyFrom(make_options(options))
-    given: Any = {name: value for name, value in sampling.items() if value is not None}
-    generation.sampling.CopyFrom(gateway_pb2.Sampling(**given))
+    for message, given in ((gateway_pb2.Sampling, sampling), (gateway_pb2.Beam, beam)):
+        if given is not None:
+            values = {name: value for name, value in given.items() if value is not None}
+            getattr(generation, message.DESCRIPTOR.name.lower()).CopyFrom(with_words(message, **values))
     return generation
 
 
@@ -84,6 +90,16 @@ class GatewayClient:
         request = gateway_pb2.GenerateStreamRequest(generation=generation)
         with _errors(self._address):
             yield from self._stub.GenerateStream(request, timeout=self._timeout_s)
+
+    def score(self, **fields: Any) -> gateway_pb2.ScoreResponse:
+        """Say how probable a text is; fields as in `ScoreRequest`."""
+        with _errors(self._address):
+            return self._stub.Score(gateway_pb2.ScoreRequest(**fields), timeout=self._timeout_s)
+
+    def tokenize(self, prompt: str) -> gateway_pb2.TokenizeResponse:
+        """Cut raw text into tokens."""
+        with _errors(self._address):
+            return self._stub.Tokenize(gateway_pb2.TokenizeRequest(prompt=prompt), timeout=self._timeout_s)
 
     def model_info(self) -> gateway_pb2.GetModelInfoResponse:
         """Ask what model answers."""

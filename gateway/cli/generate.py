@@ -95,6 +95,19 @@ def _document(flag: str) -> tuple[str, str]:
     return uri, read_text(Path(file))
 
 
+def read_beam(*, width: int | None, length_penalty: float | None, early_stopping: str | None) -> dict[str, Any] | None:
+    """Return the beam that the flags ask for, None without one.
+
+    Raises:
+        CommandError: flags of a beam without its width.
+    """
+    if width is None and (length_penalty is not None or early_stopping is not None):
+        raise CommandError("--length-penalty and --early-stopping go with --beam", BAD_USAGE)
+    if width is None:
+        return None
+    return {"width": width, "length_penalty": length_penalty, "early_stopping": early_stopping}
+
+
 def read_request(
     *,
     prompt: str | None,
@@ -102,14 +115,13 @@ def read_request(
     system: str | None,
     constraint: Any,
     options: dict[str, Any],
-    max_tokens: int | None,
-    stop: tuple[str, ...],
-    temperature: float | None,
-    top_k: int | None,
-    top_p: float | None,
-    seed: int | None,
+    sampling: dict[str, Any],
+    beam: dict[str, Any] | None = None,
+    reasoning_end: str | None = None,
+    num_top_logprobs: int | None = None,
+    **fields: Any,
 ) -> Request:
-    """Make a request from the flags.
+    """Make a request from the flags; `fields` are those of `Generation` that flags have by the same name.
 
     Raises:
         CommandError: they contradict each other.
@@ -128,12 +140,11 @@ def read_request(
             chat=messages,
             constraint=constraint,
             options=options,
-            max_tokens=max_tokens,
-            stop=stop,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
+            sampling=sampling,
+            beam=beam,
+            reasoning=None if reasoning_end is None else {"end": reasoning_end},
+            logprobs=None if num_top_logprobs is None else {"num_top": num_top_logprobs},
+            **fields,
         )
     except UnicodeError:  # stdin, or an argument that came through a locale without UTF-8
         raise CommandError(
@@ -154,10 +165,10 @@ def run(request: Request, *, address: str, timeout_s: float, streams: bool, prin
             for piece in client.stream(request.generation):
                 if prints_json:
                     _print_json(piece)
-                else:
-                    sys.stdout.write(piece.delta)
+                elif piece.choice == 0:  # texts side by side would be a jumble: the others are in the JSON
+                    sys.stdout.write(piece.reasoning_delta or piece.delta)
                     sys.stdout.flush()
-                if piece.HasField("result"):
+                if piece.HasField("result") and piece.choice == 0:
                     result = piece.result
             if prints_json:
                 return
@@ -168,7 +179,7 @@ def run(request: Request, *, address: str, timeout_s: float, streams: bool, prin
             if prints_json:
                 _print_json(response)
                 return
-            print(response.text)
+            print("\n---\n".join([response.text, *(choice.text for choice in response.others)]))
     if result is not None:
         console = Console(stderr=True, highlight=False, soft_wrap=True)
         for warning in warnings(result):
@@ -194,6 +205,43 @@ def summary(result: Any) -> str:
         f"({usage.num_forced_tokens} forced) in {usage.num_steps} steps; first after {timing.ttft_us / 1e3:.0f} ms, "
         f"then {timing.tpot_us / 1e3:.1f} ms a token; masks {timing.mask_us / 1e3:.1f} ms in all; seed {result.seed}"
     )
+
+
+def score(text: str, *, prompt: str, num_top: int, address: str, timeout_s: float, prints_json: bool) -> None:
+    """Print how probable a text is behind a prompt: each token, then all of it.
+
+    Raises:
+        ServiceError: as the gateway answers.
+    """
+    with GatewayClient(address, timeout_s=timeout_s) as client:
+        response = client.score(prompt=prompt, text=text, num_top=num_top)
+    if prints_json:
+        _print_json(response)
+        return
+    for token in response.tokens:
+        others = "  ".join(f"{_shown(top.token)} {top.logprob:.3f}" for top in token.top)
+        print(f"{token.logprob:9.3f}  {_shown(token.token)}" + (f"    of {others}" if others else ""))
+    print(f"{response.logprob:9.3f}  in all, {len(response.tokens)} tokens behind {response.num_prompt_tokens}")
+
+
+def tokenize(text: str, *, address: str, timeout_s: float, prints_json: bool) -> None:
+    """Print a prompt's tokens and their number.
+
+    Raises:
+        ServiceError: as the gateway answers.
+    """
+    with GatewayClient(address, timeout_s=timeout_s) as client:
+        response = client.tokenize(text)
+    if prints_json:
+        _print_json(response)
+        return
+    for token in response.tokens:
+        print(f"{token.id:8}  {_shown(token)}")
+    print(f"{len(response.tokens)} of {response.context_length} tokens")
+
+
+def _shown(token: Any) -> str:
+    return repr(token.spelling.decode(errors="backslashreplace"))
 
 
 def _print_json(message: Any) -> None:

@@ -154,10 +154,33 @@ def generate(
     document: Documents = None,
     lexer: Lexer = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens to write.", min=1, max=2**32 - 1)] = None,
+    min_tokens: Annotated[int, typer.Option(help="Fewest tokens to write.", min=0, max=2**32 - 1)] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer.")] = None,
+    preset: Annotated[
+        Literal["balanced", "creative", "safe", "deterministic"] | None,
+        typer.Option(help="Temperature, top-k and top-p that go together."),
+    ] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy, the default.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Keep the k most likely tokens.", min=0, max=2**32 - 1)] = None,
     top_p: Annotated[float | None, typer.Option(help="Keep the fewest tokens that reach this probability.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Keep tokens with this part of the best probability.")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="Over 1: what is there comes less again.")] = None,
+    presence_penalty: Annotated[float | None, typer.Option(help="Off the logits of tokens of the text.")] = None,
+    frequency_penalty: Annotated[float | None, typer.Option(help="The same for each time they are in it.")] = None,
+    n: Annotated[int, typer.Option(help="Texts to write.", min=1, max=16)] = 1,
+    best_of: Annotated[int | None, typer.Option(help="Texts to draw, of which the best are told.")] = None,
+    beam: Annotated[int | None, typer.Option(help="Search by a beam of this width.")] = None,
+    length_penalty: Annotated[float | None, typer.Option(help="With --beam: over 0 favours long texts.")] = None,
+    early_stopping: Annotated[
+        Literal["estimated", "first", "never"] | None, typer.Option(help="With --beam: when the search ends.")
+    ] = None,
+    logprobs: Annotated[
+        int | None, typer.Option(help="With --json: log-probabilities, and so many alternatives.")
+    ] = None,
+    reasoning: Annotated[
+        str | None, typer.Option(help="Free text first, up to this, for example `</think>`.", metavar="END")
+    ] = None,
+    heal: Annotated[bool, typer.Option(help="With --prompt that may end inside a token.")] = False,
     seed: Annotated[int | None, typer.Option(help="Same seed, same text.", min=0, max=2**64 - 1)] = None,
     stream: Annotated[bool, typer.Option(help="Print the text as it is written.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole reply as JSON.")] = False,
@@ -186,14 +209,56 @@ def generate(
             integers=integers,
             escapes=escapes,
         ),
+        sampling={
+            "preset": preset,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+            "presence_penalty": presence_penalty,
+            "frequency_penalty": frequency_penalty,
+            "seed": seed,
+        },
+        beam=command.read_beam(width=beam, length_penalty=length_penalty, early_stopping=early_stopping),
+        reasoning_end=reasoning,
+        num_top_logprobs=logprobs,
         max_tokens=max_tokens,
+        min_tokens=min_tokens,
         stop=tuple(stop or ()),
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
+        n=n,
+        best_of=best_of,
+        heals_prompt=heal,
     )
     command.run(request, address=gateway_address, timeout_s=timeout, streams=stream, prints_json=as_json)
+
+
+@app.command()
+def score(
+    text: Annotated[str, typer.Argument(help="The text to score.")],
+    prompt: Annotated[str, typer.Option(help="Raw text before it.")],
+    top: Annotated[int, typer.Option(help="Alternatives to show with each token.", min=0, max=20)] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole reply as JSON.")] = False,
+    gateway_address: GatewayAddress = "127.0.0.1:50060",
+    timeout: TimeoutS = 60.0,
+) -> None:
+    """Say how probable a text is, token by token."""
+    from gateway.cli import generate as command  # noqa: PLC0415
+
+    command.score(text, prompt=prompt, num_top=top, address=gateway_address, timeout_s=timeout, prints_json=as_json)
+
+
+@app.command()
+def tokenize(
+    text: Annotated[str, typer.Argument(help="Raw text, as `generate --prompt` takes it.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole reply as JSON.")] = False,
+    gateway_address: GatewayAddress = "127.0.0.1:50060",
+    timeout: TimeoutS = 60.0,
+) -> None:
+    """Show the tokens of a prompt, and how many they are."""
+    from gateway.cli import generate as command  # noqa: PLC0415
+
+    command.tokenize(text, address=gateway_address, timeout_s=timeout, prints_json=as_json)
 
 
 @app.command()
