@@ -160,10 +160,16 @@ class BeamSearch:
         go on, by hypothesis and token.
         """
         rows = await asyncio.gather(*(beam.sequence.logits() for beam in self._beams))
-        logprobs = np.stack([self._scores(beam, row) for beam, row in zip(self._beams, rows, strict=True)])
+        with_ends = np.stack([self._scores(beam, row) for beam, row in zip(self._beams, rows, strict=True)])
+        logprobs = with_ends.copy()
+        if length <= self._limits.min_tokens:
+            logprobs[:, self._end_token_ids] = -np.inf
         guidance_of: dict[tuple[int, int], Guidance] = {}
         num_too_long: Counter[int] = Counter()
         while True:
+            # A text that is too short ends all the same where nothing else is left.
+            for parent in np.flatnonzero(~np.isfinite(logprobs).any(axis=1)).tolist():
+                logprobs[parent, self._end_token_ids] = with_ends[parent, self._end_token_ids]
             candidates = self._ranked(logprobs)
             going_on = [candidate for candidate in candidates if not candidate.is_end][: self._settings.width]
             await self._look(going_on, guidance_of)
@@ -189,10 +195,6 @@ class BeamSearch:
     def _scores(self, beam: _Hypothesis, logits: Logits) -> npt.NDArray[np.float64]:
         """Return `(V,)`: the text's log-probability with each token more, `-inf` where that is masked."""
         bool_mask = unpack_bitmask(self._mask(beam), self._vocabulary.vocab_size)
-        if len(beam.token_ids) < self._limits.min_tokens:
-            without_ends = bool_mask.copy()
-            without_ends[self._end_token_ids] = False
-            bool_mask = without_ends if without_ends.any() else bool_mask
         raw = log_softmax(logits)
         if not np.isfinite(raw).any():
             raise ServiceError("the model's logits are not finite numbers; its weights or its arithmetic are broken")
