@@ -24,6 +24,7 @@ import prometheus_client
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from prometheus_client import Gauge
 
 from services.rpckit.interceptors import CallInterceptor
 from services.rpckit.settings import ServiceSettings
@@ -59,6 +60,8 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
 """What a channel between our services is made with; matches `SERVER_OPTIONS`."""
+
+TASKS = Gauge("espalier_tasks", "Tasks of the service's event loop, those of open calls among them.")
 
 _log = structlog.get_logger()
 
@@ -232,6 +235,8 @@ def _is_unix_socket_served(path: str) -> bool:
 
 
 def _serve_metrics(settings: ServiceSettings) -> None:
+    loop = asyncio.get_running_loop()
+    TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
     if settings.metrics_port is None:
         return
     host = "127.0.0.1" if settings.address.startswith("unix:") else settings.address.rpartition(":")[0].strip("[]")
