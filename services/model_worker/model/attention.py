@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from services.model_worker.model.config import ModelConfig
 from services.model_worker.model.linear import Linear
+from services.model_worker.model.norm import RmsNorm
 from services.model_worker.model.rope import rotate_
 
 BLOCK_TOKENS = 16
@@ -221,7 +222,13 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         num_all_heads = self.num_heads + 2 * self.num_kv_heads
         self.attend: Attend = attend_fused
-        self.qkv = Linear(config.hidden_size, num_all_heads * self.head_dim)
+        self.qkv = Linear(config.hidden_size, num_all_heads * self.head_dim, has_bias=config.has_qkv_bias)
+        self.norms_heads = config.qk_norm == "head"
+        if config.qk_norm != "none":
+            num_queries, num_keys = (1, 1) if self.norms_heads else (self.num_heads, self.num_kv_heads)
+            self.q_norm = RmsNorm(num_queries * self.head_dim, config.rms_norm_eps)
+            self.k_norm = RmsNorm(num_keys * self.head_dim, config.rms_norm_eps)
+        self.has_norms = config.qk_norm != "none"
         self.output = Linear(self.num_heads * self.head_dim, config.hidden_size)
 
     def forward(self, x: Tensor, rotary: Tensor, layer_cache: Tensor, plan: AttentionPlan) -> Tensor:
@@ -231,6 +238,8 @@ class Attention(nn.Module):
         BLOCK_TOKENS, D)`, written at the plan's slots. Returns `(N, hidden_size)`.
         """
         qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # (N, Hq + 2 Hkv, D)
+        if self.has_norms:
+            self._norm_(qkv)
         rotate_(qkv[:, : self.num_heads + self.num_kv_heads], rotary)
         keys_values = qkv[:, self.num_heads :].unflatten(1, (2, self.num_kv_heads))  # (N, 2, Hkv, D)
         layer_cache.flatten(2, 3).index_copy_(2, plan.slots, keys_values.permute(1, 2, 0, 3))
@@ -239,6 +248,16 @@ class Attention(nn.Module):
         joined = attended[0] if len(attended) == 1 else torch.cat(attended)
         projected: Tensor = self.output(joined)
         return projected
+
+    def _norm_(self, qkv: Tensor) -> None:
+        """Norm queries and keys in place. `qkv`: `(N, Hq + 2 Hkv, D)`."""
+        for norm, first, last in (
+            (self.q_norm, 0, self.num_heads),
+            (self.k_norm, self.num_heads, self.num_heads + self.num_kv_heads),
+        ):
+            heads = qkv[:, first:last]
+            normed = norm(heads if self.norms_heads else heads.flatten(1))
+            qkv[:, first:last] = normed.view(heads.shape)
 
     def _attend(self, queries: Tensor, layer_cache: Tensor, group: AttentionGroup) -> Tensor:
         """Attend in one group. `queries`: `(B * T, Hq, D)`. Returns `(B * T, Hq * D)`."""

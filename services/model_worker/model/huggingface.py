@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from services.model_worker.model.config import ModelConfig
+from services.model_worker.model.layouts import LAYOUTS, Settings, read_config
 from services.model_worker.model.rope import interleave_rows
 from services.model_worker.model.transformer import Transformer
 from services.model_worker.model.weights import CheckpointError, fill, some
@@ -29,55 +30,6 @@ _log = structlog.get_logger()
 
 WEIGHTS: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
-
-LLAMA, MIXTRAL = "LlamaForCausalLM", "MixtralForCausalLM"
-SUPPORTED_ARCHITECTURES: Final = (LLAMA, MIXTRAL)
-
-_READ_KEYS: Final = frozenset(
-    {
-        "num_hidden_layers",
-        "hidden_size",
-        "intermediate_size",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-        "vocab_size",
-        "max_position_embeddings",
-        "rope_theta",
-        "rope_parameters",
-        "rope_scaling",
-        "rms_norm_eps",
-        "tie_word_embeddings",
-        "hidden_act",
-        "num_local_experts",
-        "num_experts_per_tok",
-    }
-)
-
-_HARMLESS_KEYS: Final = frozenset(
-    {
-        "architectures",
-        "model_type",
-        "_name_or_path",
-        "transformers_version",
-        "transformers.js_config",
-        "is_llama_config",
-        "dtype",
-        "torch_dtype",
-        "use_cache",
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        "pretraining_tp",
-        # Of training alone.
-        "attention_dropout",
-        "initializer_range",
-        "output_router_logits",
-        "router_aux_loss_coef",
-        "router_jitter_noise",
-    }
-)
-"""What does not change the logits. Any other key must be null or false, as a feature is that is not used."""
 
 _STORED_TYPES: Final = ("F32", "F16", "BF16")
 
@@ -126,99 +78,9 @@ def huggingface_config(directory: Path) -> ModelConfig:
     file = directory / "config.json"
     content = read_json(file)
     architectures = content.get("architectures")
-    if (
-        not isinstance(architectures, list)
-        or len(architectures) != 1
-        or architectures[0] not in SUPPORTED_ARCHITECTURES
-    ):
-        raise CheckpointError(
-            f"{file} has `architectures` = {architectures}; supported are: {', '.join(SUPPORTED_ARCHITECTURES)}"
-        )
-    (architecture,) = architectures
-    unknown = sorted(
-        key
-        for key, value in content.items()
-        if key not in _READ_KEYS | _HARMLESS_KEYS and value is not None and value is not False
-    )
-    if content.get("hidden_act", "silu") != "silu":
-        unknown.append("hidden_act")
-    if architecture == LLAMA:
-        unknown += sorted({"num_local_experts", "num_experts_per_tok"} & content.keys())
-    if unknown:
-        raise CheckpointError(
-            f"{file} asks for {', '.join(f'`{key}` = {content[key]}' for key in unknown)}, "
-            "which this decoder does not implement"
-        )
-    num_heads = _integer(file, content, "num_attention_heads")
-    hidden_size = _integer(file, content, "hidden_size")
-    if content.get("head_dim") is None and hidden_size % num_heads:
-        raise CheckpointError(
-            f"{file} has no `head_dim`, and `hidden_size` ({hidden_size}) is no multiple of "
-            f"`num_attention_heads` ({num_heads})"
-        )
-    is_tied = content.get("tie_word_embeddings", False)
-    if not isinstance(is_tied, bool):
-        raise CheckpointError(f"{file} has `tie_word_embeddings` = {is_tied!r}, it must be true or false")
-    # Where a config leaves these out, its architecture has a default; Mixtral's published configs never do.
-    is_llama = architecture == LLAMA
-    try:
-        return ModelConfig(
-            architecture=architecture,
-            num_hidden_layers=_integer(file, content, "num_hidden_layers"),
-            hidden_size=hidden_size,
-            intermediate_size=_integer(file, content, "intermediate_size"),
-            num_attention_heads=num_heads,
-            num_key_value_heads=_integer(file, content, "num_key_value_heads", num_heads if is_llama else None),
-            head_dim=_integer(file, content, "head_dim", hidden_size // num_heads),
-            vocab_size=_integer(file, content, "vocab_size"),
-            context_length=_integer(file, content, "max_position_embeddings"),
-            rope_theta=_rope_theta(file, content, 10_000.0 if is_llama else None),
-            rms_norm_eps=_positive(file, "rms_norm_eps", content.get("rms_norm_eps")),
-            tie_word_embeddings=is_tied,
-            # With one expert our decoder has no router, which is another set of tensors.
-            num_experts=1 if is_llama else _integer(file, content, "num_local_experts", minimum=2),
-            num_experts_per_tok=1 if is_llama else _integer(file, content, "num_experts_per_tok"),
-        )
-    except CheckpointError:
-        raise
-    except ValueError as error:
-        raise CheckpointError(f"{file}: {error}") from None
-
-
-def _integer(file: Path, content: Mapping[str, Any], key: str, default: int | None = None, *, minimum: int = 1) -> int:
-    value = content.get(key)
-    value = default if value is None else value
-    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        raise CheckpointError(f"{file} has `{key}` = {value!r}, it must be an integer of at least {minimum}")
-    return value
-
-
-def _positive(file: Path, key: str, value: object) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-        raise CheckpointError(f"{file} has `{key}` = {value!r}, it must be a positive number")
-    return float(value)
-
-
-def _rope_theta(file: Path, content: Mapping[str, Any], default: float | None) -> float:
-    """Read the base of the rotary embedding: at the top, or in `rope_parameters` since transformers 5."""
-    thetas = {} if content.get("rope_theta") is None else {"rope_theta": content["rope_theta"]}
-    for key in ("rope_parameters", "rope_scaling"):
-        value = content.get(key)
-        settings = {} if value is None else value
-        is_plain = isinstance(settings, dict) and all(
-            name == "rope_theta" or (name in ("rope_type", "type") and setting == "default")
-            for name, setting in settings.items()
-        )
-        if not is_plain:
-            raise CheckpointError(
-                f"{file} asks for `{key}` = {value}, this decoder implements only the rope type `default`"
-            )
-        if settings.get("rope_theta") is not None:
-            thetas[f"{key}.rope_theta"] = settings["rope_theta"]
-    values = {_positive(file, key, value) for key, value in thetas.items()}
-    if len(values) > 1:
-        raise CheckpointError(f"{file} has rotary bases that differ: {thetas}")
-    return values.pop() if values else _positive(file, "rope_theta", default)
+    if not isinstance(architectures, list) or len(architectures) != 1 or architectures[0] not in LAYOUTS:
+        raise CheckpointError(f"{file} has `architectures` = {architectures}; supported are: {', '.join(LAYOUTS)}")
+    return read_config(Settings(file, content), architectures[0])
 
 
 def load_huggingface(directory: Path, config: ModelConfig, dtype: torch.dtype) -> Transformer:
@@ -318,9 +180,9 @@ def _check(
 
 def _sources(config: ModelConfig) -> dict[str, tuple[_Source, ...]]:
     """Name the checkpoint's tensors that make each of our parameters, one below the other."""
-    hidden, inner, vocab = config.hidden_size, config.intermediate_size, config.vocab_size
+    hidden, vocab, head_dim = config.hidden_size, config.vocab_size, config.head_dim
     num_heads, num_kv_heads = config.num_attention_heads, config.num_key_value_heads
-    q_rows, kv_rows = num_heads * config.head_dim, num_kv_heads * config.head_dim
+    q_rows, kv_rows = num_heads * head_dim, num_kv_heads * head_dim
     sources: dict[str, tuple[_Source, ...]] = {
         "embedding.weight": (_Source("model.embed_tokens.weight", (vocab, hidden)),),
         "norm.weight": (_Source("model.norm.weight", (hidden,)),),
@@ -329,34 +191,59 @@ def _sources(config: ModelConfig) -> dict[str, tuple[_Source, ...]]:
         sources["head.weight"] = (_Source("lm_head.weight", (vocab, hidden)),)
     for layer in range(config.num_hidden_layers):
         ours, theirs = f"blocks.{layer}", f"model.layers.{layer}"
+        attention = f"{theirs}.self_attn"
         sources |= {
             f"{ours}.attention_norm.weight": (_Source(f"{theirs}.input_layernorm.weight", (hidden,)),),
             f"{ours}.attention.qkv.weight": (
-                _Source(f"{theirs}.self_attn.q_proj.weight", (q_rows, hidden), num_heads),
-                _Source(f"{theirs}.self_attn.k_proj.weight", (kv_rows, hidden), num_kv_heads),
-                _Source(f"{theirs}.self_attn.v_proj.weight", (kv_rows, hidden)),
+                _Source(f"{attention}.q_proj.weight", (q_rows, hidden), num_heads),
+                _Source(f"{attention}.k_proj.weight", (kv_rows, hidden), num_kv_heads),
+                _Source(f"{attention}.v_proj.weight", (kv_rows, hidden)),
             ),
-            f"{ours}.attention.output.weight": (_Source(f"{theirs}.self_attn.o_proj.weight", (hidden, q_rows)),),
+            f"{ours}.attention.output.weight": (_Source(f"{attention}.o_proj.weight", (hidden, q_rows)),),
             f"{ours}.feed_forward_norm.weight": (_Source(f"{theirs}.post_attention_layernorm.weight", (hidden,)),),
         }
-        if config.num_experts == 1:
+        if config.has_qkv_bias:
+            sources[f"{ours}.attention.qkv.bias"] = (
+                _Source(f"{attention}.q_proj.bias", (q_rows,), num_heads),
+                _Source(f"{attention}.k_proj.bias", (kv_rows,), num_kv_heads),
+                _Source(f"{attention}.v_proj.bias", (kv_rows,)),
+            )
+        if config.qk_norm != "none":
+            num_q, num_k = (1, 1) if config.qk_norm == "head" else (num_heads, num_kv_heads)
             sources |= {
-                f"{ours}.feed_forward.gate_up.weight": (
-                    _Source(f"{theirs}.mlp.gate_proj.weight", (inner, hidden)),
-                    _Source(f"{theirs}.mlp.up_proj.weight", (inner, hidden)),
-                ),
-                f"{ours}.feed_forward.down.weight": (_Source(f"{theirs}.mlp.down_proj.weight", (hidden, inner)),),
+                f"{ours}.attention.q_norm.weight": (_Source(f"{attention}.q_norm.weight", (num_q * head_dim,), num_q),),
+                f"{ours}.attention.k_norm.weight": (_Source(f"{attention}.k_norm.weight", (num_k * head_dim,), num_k),),
             }
-        else:
-            moe = f"{theirs}.block_sparse_moe"
-            experts = [f"{moe}.experts.{expert}" for expert in range(config.num_experts)]
-            sources |= {
-                f"{ours}.feed_forward.router.weight": (_Source(f"{moe}.gate.weight", (config.num_experts, hidden)),),
-                f"{ours}.feed_forward.gate_up": tuple(
-                    _Source(f"{expert}.{part}.weight", (inner, hidden)) for expert in experts for part in ("w1", "w3")
-                ),
-                f"{ours}.feed_forward.down": tuple(
-                    _Source(f"{expert}.w2.weight", (hidden, inner)) for expert in experts
-                ),
-            }
+        sources |= _feed_forward_sources(config, layer)
+    return sources
+
+
+def _feed_forward_sources(config: ModelConfig, layer: int) -> dict[str, tuple[_Source, ...]]:
+    names = LAYOUTS[config.architecture].names
+    ours, theirs = f"blocks.{layer}.feed_forward", f"model.layers.{layer}.{names.block}"
+    hidden = config.hidden_size
+    first = (names.gate, names.up) if config.is_gated else (names.up,)
+
+    def block(prefix: str, width: int) -> tuple[list[_Source], _Source]:
+        return (
+            [_Source(f"{prefix}.{part}.weight", (width, hidden)) for part in first],
+            _Source(f"{prefix}.{names.down}.weight", (hidden, width)),
+        )
+
+    if not config.is_mixture(layer):
+        gate_up, down = block(theirs, config.dense_width(layer))
+        return {f"{ours}.gate_up.weight": tuple(gate_up), f"{ours}.down.weight": (down,)}
+    experts = [block(f"{theirs}.experts.{i}", config.intermediate_size) for i in range(config.num_experts)]
+    sources = {
+        f"{ours}.router.weight": (_Source(f"{theirs}.gate.weight", (config.num_experts, hidden)),),
+        f"{ours}.gate_up": tuple(source for gate_up, _ in experts for source in gate_up),
+        f"{ours}.down": tuple(down for _, down in experts),
+    }
+    if config.shared_intermediate_size:
+        gate_up, down = block(f"{theirs}.shared_expert", config.shared_intermediate_size)
+        sources |= {
+            f"{ours}.shared.gate_up.weight": tuple(gate_up),
+            f"{ours}.shared.down.weight": (down,),
+            f"{ours}.shared_gate.weight": (_Source(f"{theirs}.shared_expert_gate.weight", (1, hidden)),),
+        }
     return sources

@@ -58,15 +58,16 @@ def fastest_product(weight: Tensor) -> Product:
 
 
 class Linear(nn.Module):
-    """A matrix product without bias.
+    """A matrix product, with or without a bias.
 
     Not `nn.Linear`, which draws initial weights: for parameters without memory that alone imports modules for four
     seconds.
     """
 
-    def __init__(self, in_features: int, out_features: int) -> None:
+    def __init__(self, in_features: int, out_features: int, *, has_bias: bool = False) -> None:
         super().__init__()
         self.weight = unloaded(out_features, in_features)
+        self.bias = unloaded(out_features) if has_bias else None
         self._product: Product | None = None
 
     def prepare(self, make: MakeProduct) -> None:
@@ -76,7 +77,8 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, in_features)` to `(N, out_features)`."""
-        return F.linear(x, self.weight) if self._product is None else self._product(x)
+        out = F.linear(x, self.weight) if self._product is None else self._product(x)
+        return out if self.bias is None else out.add_(self.bias)
 
 
 class Embedding(nn.Module):

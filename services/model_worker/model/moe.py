@@ -1,11 +1,12 @@
 """The mixture-of-experts feed-forward block.
 
-Shapes: N tokens, E experts, A = `num_experts_per_tok`, H hidden size, I width inside an expert.
+Shapes: N tokens, E experts, A = `num_experts_per_tok`, H hidden size, I width inside an expert, P projections into it:
+gate and up, or up alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,27 +15,43 @@ from torch import Tensor, nn
 
 from services.model_worker.model.config import ModelConfig
 from services.model_worker.model.linear import Linear, MakeProduct, PlainProduct, Product, unloaded
-from services.model_worker.model.rows import silu
+from services.model_worker.model.rows import sigmoid, silu
+
+Activation = Callable[[Tensor], Tensor]
+"""From what is projected into a block, `(N, P I)`, to what is projected out of it, `(N, I)`."""
+
+
+def activation_of(config: ModelConfig) -> Activation:
+    """Return what a block does between its projections."""
+    function: Activation = silu if config.activation == "silu" else F.relu
+
+    def gated(projected: Tensor) -> Tensor:
+        gate, up = projected.chunk(2, dim=-1)
+        return function(gate).mul_(up)
+
+    return gated if config.is_gated else function
 
 
 @dataclass(frozen=True)
 class Expert:
-    """One gated feed-forward block, its weights ready to multiply with."""
+    """One feed-forward block, its weights ready to multiply with."""
 
     gate_up: Product
-    """`(N, H)` to `(N, 2 I)`."""
+    """`(N, H)` to `(N, P I)`."""
     down: Product
     """`(N, I)` to `(N, H)`."""
+    activation: Activation
 
     def __call__(self, x: Tensor) -> Tensor:
         """`(N, H)` to `(N, H)`."""
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(silu(gate).mul_(up))
+        return self.down(self.activation(self.gate_up(x)))
 
 
-def make_experts(gate_up: Tensor, down: Tensor, make: MakeProduct = PlainProduct) -> list[Expert]:
-    """Return the E experts. `gate_up`: `(E, 2 I, H)`; `down`: `(E, H, I)`."""
-    return [Expert(make(ours), make(theirs)) for ours, theirs in zip(gate_up, down, strict=True)]
+def make_experts(
+    gate_up: Tensor, down: Tensor, activation: Activation, make: MakeProduct = PlainProduct
+) -> list[Expert]:
+    """Return the E experts. `gate_up`: `(E, P I, H)`; `down`: `(E, H, I)`."""
+    return [Expert(make(ours), make(theirs), activation) for ours, theirs in zip(gate_up, down, strict=True)]
 
 
 @dataclass
@@ -89,22 +106,25 @@ def moe_by_expert(x: Tensor, weights: Tensor, expert_ids: Tensor, experts: Seque
 
 
 class DenseFeedForward(nn.Module):
-    """One expert, no router."""
+    """One block for all tokens, no router."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, width: int) -> None:
         super().__init__()
-        self.gate_up = Linear(config.hidden_size, 2 * config.intermediate_size)
-        self.down = Linear(config.intermediate_size, config.hidden_size)
+        self.gate_up = Linear(config.hidden_size, config.first_projections * width)
+        self.down = Linear(width, config.hidden_size)
+        self._activation = activation_of(config)
 
     def forward(self, x: Tensor, log: RoutingLog | None = None) -> Tensor:
         """`(N, H)` to `(N, H)`; nothing is routed, so nothing is logged."""
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        out: Tensor = self.down(silu(gate).mul_(up))
+        out: Tensor = self.down(self._activation(self.gate_up(x)))
         return out
 
 
 class MoeFeedForward(nn.Module):
-    """A router and E experts, of which a token uses A."""
+    """A router and E experts, of which a token uses A; beside them, in some models, one that every token uses.
+
+    How much of that one is added, a gate of its own says (Qwen, "Qwen1.5-MoE", 2024).
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -112,13 +132,18 @@ class MoeFeedForward(nn.Module):
         self.norm_topk_prob = config.norm_topk_prob
         num_experts, hidden, inner = config.num_experts, config.hidden_size, config.intermediate_size
         self.router = Linear(hidden, num_experts)
-        self.gate_up = unloaded(num_experts, 2 * inner, hidden)
+        self.gate_up = unloaded(num_experts, config.first_projections * inner, hidden)
         self.down = unloaded(num_experts, hidden, inner)
+        self.shared: DenseFeedForward | None = None
+        if config.shared_intermediate_size:
+            self.shared = DenseFeedForward(config, config.shared_intermediate_size)
+            self.shared_gate = Linear(hidden, 1)
+        self._activation = activation_of(config)
         self._experts: list[Expert] | None = None
 
     def prepare(self, make: MakeProduct) -> None:
         """Use `make`'s products from now on; the weights themselves let go of their memory."""
-        self._experts = make_experts(self.gate_up.detach(), self.down.detach(), make)
+        self._experts = make_experts(self.gate_up.detach(), self.down.detach(), self._activation, make)
         self.gate_up, self.down = unloaded(*self.gate_up.shape), unloaded(*self.down.shape)
 
     def forward(self, x: Tensor, log: RoutingLog | None = None) -> Tensor:
@@ -128,9 +153,11 @@ class MoeFeedForward(nn.Module):
         if log is not None:
             log.probabilities.append(probs)
             log.expert_ids.append(expert_ids)
-        return moe_by_expert(x, weights, expert_ids, self._experts or make_experts(self.gate_up, self.down))
+        experts = self._experts or make_experts(self.gate_up, self.down, self._activation)
+        out = moe_by_expert(x, weights, expert_ids, experts)
+        return out if self.shared is None else out.add_(self.shared(x) * sigmoid(self.shared_gate(x)))
 
 
-def feed_forward(config: ModelConfig) -> DenseFeedForward | MoeFeedForward:
+def feed_forward(config: ModelConfig, layer: int) -> DenseFeedForward | MoeFeedForward:
     """Make the block that the configuration asks for."""
-    return DenseFeedForward(config) if config.num_experts == 1 else MoeFeedForward(config)
+    return MoeFeedForward(config) if config.is_mixture(layer) else DenseFeedForward(config, config.dense_width(layer))

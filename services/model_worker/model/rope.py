@@ -7,18 +7,71 @@ ours. Both give the same attention: queries and keys are reordered alike, and a 
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from services.model_worker.model.rows import rows_at_once
 
 
-def rotary_table(num_positions: int, head_dim: int, theta: float) -> Tensor:
+@dataclass(frozen=True)
+class LinearScaling:
+    """Positions are divided by a factor (kaiokendev, "Things I'm learning while training SuperHOT", 2023)."""
+
+    factor: float
+
+    def __call__(self, inverse_frequencies: Tensor) -> Tensor:
+        """`(head_dim / 2,)` to the same."""
+        return inverse_frequencies / self.factor
+
+
+@dataclass(frozen=True)
+class Llama3Scaling:
+    """Slow rotations are divided by a factor, fast ones stay, those between are blended: as Llama 3.1 has it."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_context_length: int
+
+    def __call__(self, inverse_frequencies: Tensor) -> Tensor:
+        """`(head_dim / 2,)` to the same."""
+        wavelengths = 2 * math.pi / inverse_frequencies
+        slow = self.original_context_length / self.low_freq_factor
+        fast = self.original_context_length / self.high_freq_factor
+        share = (self.original_context_length / wavelengths - self.low_freq_factor) / (
+            self.high_freq_factor - self.low_freq_factor
+        )
+        scaled = torch.where(wavelengths > slow, inverse_frequencies / self.factor, inverse_frequencies)
+        blended = (1 - share) * scaled / self.factor + share * scaled
+        is_between = (wavelengths >= fast) & (wavelengths <= slow)
+        return torch.where(is_between, blended, scaled)
+
+
+@dataclass(frozen=True)
+class FactorScaling:
+    """Each rotation is slowed by a factor of its own, as GGUF files have it."""
+
+    factors: tuple[float, ...]
+
+    def __call__(self, inverse_frequencies: Tensor) -> Tensor:
+        """`(head_dim / 2,)` to the same."""
+        return inverse_frequencies / torch.tensor(self.factors)
+
+
+RopeScaling = LinearScaling | Llama3Scaling | FactorScaling
+
+
+def rotary_table(num_positions: int, head_dim: int, theta: float, scaling: RopeScaling | None = None) -> Tensor:
     """Return `(num_positions, head_dim / 2)` complex64: what each pair is multiplied by at each position.
 
     Rounded to float32 at the same places as in `transformers`, because at position 8,000 the difference would show.
     """
     inverse_frequencies: Tensor = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)
+    if scaling is not None:
+        inverse_frequencies = scaling(inverse_frequencies)
     angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), inverse_frequencies)
     return torch.polar(torch.ones_like(angles), angles)
 

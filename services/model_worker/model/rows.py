@@ -14,10 +14,20 @@ from torch import Tensor
 _GRAIN = 32768
 """`at::internal::GRAIN_SIZE`: fewer elements than this run in one thread."""
 
+_VECTOR = 64
+"""A multiple of the numbers in any vector register."""
+
 
 def rows_at_once(num_elements_per_row: int) -> int:
     """Return how many rows one call may have. A row that is split alone is always split at the same place."""
     return max(1, (_GRAIN - 1) // num_elements_per_row)
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """`(N, 1)` to the same. Each row fills a vector of its own, so that it is never left over."""
+    wide = x.expand(-1, _VECTOR).contiguous()
+    parts = [torch.sigmoid(part) for part in torch.split(wide, rows_at_once(_VECTOR))]
+    return torch.cat(parts)[:, :1]
 
 
 def silu(x: Tensor) -> Tensor:

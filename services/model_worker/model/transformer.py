@@ -3,39 +3,26 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from services.model_worker.model.attention import Attention, AttentionPlan
 from services.model_worker.model.config import ModelConfig
 from services.model_worker.model.kernels import DEFINITION, Kernels
-from services.model_worker.model.linear import Embedding, Linear, unloaded
+from services.model_worker.model.linear import Embedding, Linear
 from services.model_worker.model.moe import MoeFeedForward, RoutingLog, feed_forward
+from services.model_worker.model.norm import RmsNorm
 from services.model_worker.model.rope import rotary_table
-
-
-class RmsNorm(nn.Module):
-    """Scales each row to a root mean square of 1, then by a learned weight."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.eps = config.rms_norm_eps
-        self.weight = unloaded(config.hidden_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`(N, hidden_size)` to the same."""
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
 class Block(nn.Module):
     """Attention and feed-forward, each on the normed residual stream."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.attention_norm = RmsNorm(config)
-        self.attention = Attention(config)
-        self.feed_forward_norm = RmsNorm(config)
-        self.feed_forward = feed_forward(config)
+        self.attention_norm = RmsNorm(config.hidden_size, config.rms_norm_eps)
+        self.attention = Attention(config, config.window(layer))
+        self.feed_forward_norm = RmsNorm(config.hidden_size, config.rms_norm_eps)
+        self.feed_forward = feed_forward(config, layer)
 
     def forward(
         self, x: Tensor, rotary: Tensor, layer_cache: Tensor, plan: AttentionPlan, log: RoutingLog | None = None
@@ -56,13 +43,15 @@ class Transformer(nn.Module):
         self.config = config
         self.kernels = DEFINITION
         self.embedding = Embedding(config.vocab_size, config.hidden_size)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
-        self.norm = RmsNorm(config)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = RmsNorm(config.hidden_size, config.rms_norm_eps)
         self.head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
             self.head.weight = self.embedding.weight
         self.register_buffer(
-            "rotary", rotary_table(config.context_length, config.head_dim, config.rope_theta), persistent=False
+            "rotary",
+            rotary_table(config.context_length, config.head_dim, config.rope_theta, config.rope_scaling),
+            persistent=False,
         )
 
     @property
@@ -120,8 +109,6 @@ class Transformer(nn.Module):
     def num_active_parameters(self) -> int:
         """Count those that one token uses: of the experts only its share."""
         config = self.config
-        if config.num_experts == 1:
-            return self.num_parameters()
-        idle_share = config.num_experts - config.num_experts_per_tok
-        expert = 3 * config.hidden_size * config.intermediate_size
-        return self.num_parameters() - config.num_hidden_layers * idle_share * expert
+        num_idle = config.num_experts - config.num_experts_per_tok
+        expert = (config.first_projections + 1) * config.hidden_size * config.intermediate_size
+        return self.num_parameters() - len(self.routed_layers) * num_idle * expert

@@ -128,9 +128,15 @@ def test_experts_by_expert_are_experts_by_definition(num_tokens: int, norm_topk_
     x = torch.randn(num_tokens, 12, generator=generator)
     matrices = torch.randn(6, 16, 12, generator=generator), torch.randn(6, 12, 8, generator=generator)
     weights, expert_ids = route(torch.randn(num_tokens, 6, generator=generator).softmax(dim=-1), 3, norm_topk_prob)
-    expected = moe_by_definition(x, weights, expert_ids, make_experts(*matrices))
+
+    def activation(projected: torch.Tensor) -> torch.Tensor:
+        gate, up = projected.chunk(2, dim=-1)
+        return torch.nn.functional.silu(gate) * up
+
+    expected = moe_by_definition(x, weights, expert_ids, make_experts(*matrices, activation))
     for make in (PlainProduct, fastest_product):
-        torch.testing.assert_close(moe_by_expert(x, weights, expert_ids, make_experts(*matrices, make)), expected)
+        experts = make_experts(*matrices, activation, make)
+        torch.testing.assert_close(moe_by_expert(x, weights, expert_ids, experts), expected)
 
 
 def test_weights_of_experts_sum_to_one_only_where_the_model_says_so() -> None:
