@@ -89,7 +89,7 @@ def test_a_file_that_is_no_gguf_and_one_that_is_cut_are_refused(tmp_path: Path) 
         ({"tokenizer__ggml__merges": ["x yzzy"]}, "do not fit together"),
         (
             {"llama__rope__scaling__type": "yarn"},
-            "`llama.rope.scaling.type` = yarn, which this decoder does not implement",
+            "`llama.rope.scaling.type` = yarn; supported are none, linear",
         ),
         ({"llama__block_count": None}, "no `llama.block_count`"),
         ({"llama__block_count": 3}, "lacks 9 tensors: blk.2.attn_k.weight, .*…"),
