@@ -23,6 +23,8 @@ import torch
 from services.model_worker.model.attention import BLOCK_TOKENS
 from services.model_worker.model.config import ModelConfig
 
+_CPU = torch.device("cpu")
+
 ROOT_KEY = b""
 """The key before a sequence's first block."""
 
@@ -34,11 +36,14 @@ class OutOfBlocksError(Exception):
 class KvCache:
     """Blocks, their reference counts and their memory. Used by one thread."""
 
-    def __init__(self, config: ModelConfig, num_blocks: int, dtype: torch.dtype) -> None:
+    def __init__(self, config: ModelConfig, num_blocks: int, dtype: torch.dtype, device: torch.device = _CPU) -> None:
         shape = (config.num_hidden_layers, 2, config.num_key_value_heads, num_blocks + 1, BLOCK_TOKENS, config.head_dim)
-        # NumPy's zeros, not torch's: their pages are taken from the system only when they are written.
-        zeros = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
-        self.memory = torch.from_numpy(zeros).view(dtype).view(shape)
+        if device.type == "cpu":
+            # NumPy's zeros, not torch's: their pages are taken from the system only when they are written.
+            zeros = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+            self.memory = torch.from_numpy(zeros).view(dtype).view(shape)
+        else:
+            self.memory = torch.zeros(shape, dtype=dtype, device=device)
         self.num_blocks = num_blocks
         self.padding_block = num_blocks
         """Belongs to nobody and holds zeros: pads sequences that attend beside longer ones."""

@@ -13,7 +13,7 @@ import torch
 from services.model_worker.model.cost import Cost, cost_of
 from services.model_worker.model.huggingface import holds_safetensors, huggingface_config, load_huggingface
 from services.model_worker.model.transformer import Transformer
-from services.model_worker.model.weights import CheckpointError, GgufFile, gguf_config, load_gguf
+from services.model_worker.model.weights import CPU, CheckpointError, GgufFile, gguf_config, load_gguf
 from services.model_worker.tokenizer import TokenizerFiles, gguf_tokenizer, huggingface_tokenizer
 from services.model_worker.toy import toy_model, toy_tokenizer
 from services.vocabulary import UnsupportedTokenizerError, Vocabulary
@@ -39,7 +39,25 @@ class LoadedModel:
     dtype: str
 
 
-def load_model(spec: str, dtype: torch.dtype) -> LoadedModel:
+def device_of(name: str) -> torch.device:
+    """Return what `auto`, `cpu`, `cuda` or `cuda:<number>` means here.
+
+    Raises:
+        ValueError: this machine, or this build of PyTorch, has no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"the device is {name}, but PyTorch {torch.__version__} finds no GPU here: use `cpu` or `auto`"
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"the device is {name}, but there are only {torch.cuda.device_count()} GPUs")
+    return device
+
+
+def load_model(spec: str, dtype: torch.dtype, device: torch.device = CPU) -> LoadedModel:
     """Load `toy`, `toy:<seed>`, a GGUF file, a directory that holds exactly one, or a Hugging Face directory.
 
     Raises:
@@ -47,7 +65,7 @@ def load_model(spec: str, dtype: torch.dtype) -> LoadedModel:
     """
     started = time.perf_counter()
     if toy := TOY_PATTERN.fullmatch(spec):
-        name, model, tokenizer = spec, toy_model(int(toy[1] or 0), dtype), toy_tokenizer()
+        name, model, tokenizer = spec, toy_model(int(toy[1] or 0), dtype, device=device), toy_tokenizer()
     elif holds_safetensors(directory := Path(spec).expanduser()):
         if any(directory.glob("*.gguf")):
             raise CheckpointError(
@@ -57,7 +75,7 @@ def load_model(spec: str, dtype: torch.dtype) -> LoadedModel:
         _log.info("reading the model directory", path=str(directory))
         config = huggingface_config(directory)
         tokenizer = huggingface_tokenizer(directory, config.vocab_size)
-        model = load_huggingface(directory, config, dtype)
+        model = load_huggingface(directory, config, dtype, device)
         name = directory.resolve().name
     else:
         path = find_gguf(Path(spec).expanduser())
@@ -65,7 +83,7 @@ def load_model(spec: str, dtype: torch.dtype) -> LoadedModel:
         file = GgufFile(path)
         config = gguf_config(file)
         tokenizer = gguf_tokenizer(file)
-        model = load_gguf(file, config, dtype)
+        model = load_gguf(file, config, dtype, device)
         name = file.get("general.name") or path.stem
     try:
         vocabulary = Vocabulary(tokenizer.tokenizer_json, model.config.vocab_size, tokenizer.eos_token_ids)
@@ -86,6 +104,7 @@ def load_model(spec: str, dtype: torch.dtype) -> LoadedModel:
         model=name,
         parameters=loaded.num_parameters,
         dtype=loaded.dtype,
+        device=str(device),
         seconds=round(time.perf_counter() - started, 2),
     )
     return loaded

@@ -47,7 +47,7 @@ class ModelRunner:
             padding_block=self._cache.padding_block,
             key_tile=self._model.kernels.key_tile,
             windows=self._windows,
-        )
+        ).to(self._model.device)
         token_ids = [token_id for item in ordered for token_id in item.token_ids]
         logit_rows: list[int] = []
         end = 0
@@ -55,9 +55,15 @@ class ModelRunner:
             end += len(item.token_ids)
             logit_rows.extend(range(end - item.num_logit_rows, end))
         log = RoutingLog() if self._routing is not None else None
-        logits: Logits = self._model(
-            torch.tensor(token_ids), plan, self._cache.memory, torch.tensor(logit_rows, dtype=torch.int64), log
-        ).numpy()
+        device = self._model.device
+        rows = self._model(
+            torch.tensor(token_ids, device=device),
+            plan,
+            self._cache.memory,
+            torch.tensor(logit_rows, dtype=torch.int64, device=device),
+            log,
+        )
+        logits: Logits = rows.cpu().numpy()
         if self._routing is not None and log is not None:
             self._routing.observe(log)
         results: list[Logits] = [logits] * len(inputs)

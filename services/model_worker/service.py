@@ -10,7 +10,7 @@ import torch
 
 from services.model_worker.engine import Engine
 from services.model_worker.kv_cache import KvCache, blocks_within
-from services.model_worker.loading import LoadedModel, load_model
+from services.model_worker.loading import LoadedModel, device_of, load_model
 from services.model_worker.model.attention import BLOCK_TOKENS
 from services.model_worker.model.kernels import FAST, NotDeterministicError, deterministic_kernels
 from services.model_worker.model.weights import CheckpointError
@@ -74,11 +74,15 @@ class WorkerService:
         settings = self._settings
         torch.set_num_threads(settings.num_threads)
         try:
-            loaded = load_model(settings.model, getattr(torch, settings.dtype))
+            device = device_of(settings.device)
+        except ValueError as error:
+            raise InvalidRequest(str(error), field="device") from None
+        try:
+            loaded = load_model(settings.model, getattr(torch, settings.dtype), device)
         except CheckpointError as error:
             raise InvalidRequest(str(error), field="model") from None
         try:
-            loaded.model.prepare(deterministic_kernels(loaded.model.config) if settings.deterministic else FAST)
+            loaded.model.prepare(deterministic_kernels(loaded.model.config, device) if settings.deterministic else FAST)
         except NotDeterministicError as error:
             raise InvalidRequest(str(error), field="deterministic") from None
         config, dtype = loaded.model.config, loaded.model.dtype
@@ -105,7 +109,7 @@ class WorkerService:
         )
         engine = Engine(
             loaded.model,
-            KvCache(config, num_blocks, dtype),
+            KvCache(config, num_blocks, dtype, device),
             context_length=self.context_length,
             max_batch_tokens=settings.max_batch_tokens,
             max_queued_steps=settings.max_queued_steps,

@@ -63,7 +63,7 @@ class ModelWorkerServicer(model_worker_pb2_grpc.ModelWorkerServiceServicer):
             num_parameters=loaded.num_parameters,
             num_active_parameters=loaded.num_active_parameters,
             dtype=loaded.dtype,
-            device="cpu",
+            device=str(loaded.model.device),
             flops_per_token=loaded.cost.flops_per_token,
             dense_flops_per_token=loaded.cost.dense_flops_per_token,
             flops_per_context_token=loaded.cost.flops_per_context_token,

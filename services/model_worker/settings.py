@@ -23,6 +23,11 @@ class WorkerSettings(ServiceSettings):
         "or `toy` or `toy:<seed>` for a small random model."
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Type of weights and cache in memory.")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$",
+        description="Where the model runs: `cpu`, `cuda`, `cuda:<number>`; `auto` is a GPU where there is one.",
+    )
     deterministic: bool = Field(
         False,
         description="Whether the same tokens have the same logits bit for bit, alone or in any batch; somewhat slower.",

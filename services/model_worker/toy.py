@@ -13,7 +13,7 @@ from tokenizers.models import BPE
 
 from services.model_worker.model.config import ModelConfig
 from services.model_worker.model.transformer import Transformer
-from services.model_worker.model.weights import fill
+from services.model_worker.model.weights import CPU, fill
 from services.model_worker.tokenizer import TokenizerFiles
 
 SPECIAL_TOKENS: Final = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -60,7 +60,9 @@ def toy_tokenizer() -> TokenizerFiles:
     )
 
 
-def toy_model(seed: int, dtype: torch.dtype = torch.float32, config: ModelConfig = CONFIG) -> Transformer:
+def toy_model(
+    seed: int, dtype: torch.dtype = torch.float32, config: ModelConfig = CONFIG, device: torch.device = CPU
+) -> Transformer:
     """Make a model with weights drawn by the seed."""
     generator = torch.Generator().manual_seed(seed)
     model = Transformer(config)
@@ -73,5 +75,5 @@ def toy_model(seed: int, dtype: torch.dtype = torch.float32, config: ModelConfig
             scale = 1.0 if name.startswith("embedding") else parameter.shape[-1] ** -0.5
             scale = 2 * scale if name.startswith("head") else scale
             state[name] = (torch.randn(parameter.shape, generator=generator) * scale).to(dtype)
-    fill(model, state)
+    fill(model, state, device)
     return model

@@ -69,7 +69,7 @@ class DrivenEngine:
 
     def __init__(self, model: Transformer | None = None, *, num_blocks: int = 256, **options: Any) -> None:
         model = model or serving_toy()
-        self.cache = KvCache(model.config, num_blocks, model.dtype)
+        self.cache = KvCache(model.config, num_blocks, model.dtype, model.device)
         self.clock = Clock()
         settings: dict[str, Any] = {
             "context_length": model.config.context_length,

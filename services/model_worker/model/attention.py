@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +61,14 @@ class AttentionGroup:
     bias: Tensor | None
     """`(B, G * T, S)`: 0 where a query may look, -inf elsewhere. None: everywhere."""
 
+    def to(self, device: torch.device) -> AttentionGroup:
+        """Return the group with its tensors on a device."""
+        return replace(
+            self,
+            blocks=self.blocks if isinstance(self.blocks, slice) else self.blocks.to(device),
+            bias=None if self.bias is None else self.bias.to(device),
+        )
+
 
 @dataclass(frozen=True)
 class AttentionPlan:
@@ -72,6 +80,13 @@ class AttentionPlan:
     """`(N,)` int64: `block_id * BLOCK_TOKENS + offset`, where each new token's key and value go."""
     groups: dict[int | None, tuple[AttentionGroup, ...]]
     """By the layer's window; None where it has none."""
+
+    def to(self, device: torch.device) -> AttentionPlan:
+        """Return the plan where the model computes; it is made on the CPU."""
+        if device == self.positions.device:
+            return self
+        groups = {window: tuple(group.to(device) for group in planned) for window, planned in self.groups.items()}
+        return AttentionPlan(self.positions.to(device), self.slots.to(device), groups)
 
 
 def plan_order(slices: Sequence[SequenceSlice]) -> list[int]:

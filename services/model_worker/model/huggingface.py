@@ -24,7 +24,7 @@ from services.model_worker.model.config import ModelConfig
 from services.model_worker.model.layouts import LAYOUTS, Settings, read_config
 from services.model_worker.model.rope import interleave_rows
 from services.model_worker.model.transformer import Transformer
-from services.model_worker.model.weights import CheckpointError, fill, some
+from services.model_worker.model.weights import CPU, CheckpointError, fill, some
 
 _log = structlog.get_logger()
 
@@ -83,7 +83,9 @@ def huggingface_config(directory: Path) -> ModelConfig:
     return read_config(Settings(file, content), architectures[0])
 
 
-def load_huggingface(directory: Path, config: ModelConfig, dtype: torch.dtype) -> Transformer:
+def load_huggingface(
+    directory: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device = CPU
+) -> Transformer:
     """Make the model and fill it from the directory's safetensors.
 
     Raises:
@@ -108,9 +110,10 @@ def load_huggingface(directory: Path, config: ModelConfig, dtype: torch.dtype) -
                     weight = interleave_rows(weight, part.num_rotary_heads)
                 rows[start : start + weight.shape[0]] = weight
                 start += weight.shape[0]
+            state[name] = state[name].to(device)
             if (i + 1) % 50 == 0:
                 _log.info("loading weights", done=i + 1, of=len(sources))
-    fill(model, state)
+    fill(model, state, device)
     return model
 
 

@@ -11,6 +11,8 @@ from services.model_worker.model.attention import KEY_TILE, Attend, attend_by_ti
 from services.model_worker.model.config import ModelConfig
 from services.model_worker.model.linear import MakeProduct, PlainProduct, Product, fastest_product
 
+_CPU = torch.device("cpu")
+
 MAX_TILE_ROWS = 128
 _MIN_TILE_ROWS = 4
 
@@ -35,7 +37,7 @@ DEFINITION = Kernels(PlainProduct)
 FAST = Kernels(fastest_product)
 
 
-def deterministic_kernels(config: ModelConfig) -> Kernels:
+def deterministic_kernels(config: ModelConfig, device: torch.device = _CPU) -> Kernels:
     """Return kernels with which a row's result has the same bits alone, in any batch and in any piece of a prompt.
 
     For one machine, type and number of threads. What this rests on is tried on random numbers: here for attention, and
@@ -44,7 +46,7 @@ def deterministic_kernels(config: ModelConfig) -> Kernels:
     Raises:
         NotDeterministicError: it does not hold here.
     """
-    _try_attention(config)
+    _try_attention(config, device)
     return Kernels(_MakeInvariantProduct(), attend_by_tiles, KEY_TILE)
 
 
@@ -126,15 +128,15 @@ def agreeing_tile_rows(product: Product, x: Tensor) -> tuple[int, ...]:
 
 
 @torch.inference_mode()
-def _try_attention(config: ModelConfig) -> None:
+def _try_attention(config: ModelConfig, device: torch.device) -> None:
     """Compare queries alone with the same among others, over more keys and in another sequence's place."""
     generator = torch.Generator().manual_seed(0)
     num_tokens, num_sequences, num_tiles = 32, 3, 3
     group_size = config.num_attention_heads // config.num_key_value_heads
     shape = (config.num_key_value_heads, num_sequences, num_tiles * KEY_TILE, config.head_dim)
-    keys, values = torch.randn(2, *shape, generator=generator)
-    queries = torch.randn(*shape[:2], group_size * num_tokens, config.head_dim, generator=generator)
-    bias = torch.zeros(num_sequences, queries.shape[2], shape[2])
+    keys, values = torch.randn(2, *shape, generator=generator).to(device)
+    queries = torch.randn(*shape[:2], group_size * num_tokens, config.head_dim, generator=generator).to(device)
+    bias = torch.zeros(num_sequences, queries.shape[2], shape[2], device=device)
     bias[:, :, KEY_TILE:] = float("-inf")
     together = attend_by_tiles(queries, keys, values, bias)
     for sequence in range(num_sequences):

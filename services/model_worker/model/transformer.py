@@ -60,6 +60,12 @@ class Transformer(nn.Module):
         dtype: torch.dtype = self.norm.weight.dtype
         return dtype
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        device: torch.device = self.norm.weight.device
+        return device
+
     def prepare(self, kernels: Kernels) -> None:
         """Compute with these kernels from now on: for serving, as the weights cannot be read any more.
 
@@ -91,10 +97,10 @@ class Transformer(nn.Module):
         layers that have one. Returns logits `(R, vocab_size)` float32.
         """
         x = self.embedding(token_ids)
-        rotary = self.rotary[plan.positions].unsqueeze(1)
+        rotary = self.rotary.index_select(0, plan.positions).unsqueeze(1)
         for layer, block in enumerate(self.blocks):
             x = block(x, rotary, cache[layer], plan, log)
-        logits: Tensor = self.head(self.norm(x[logit_rows])).float()
+        logits: Tensor = self.head(self.norm(x.index_select(0, logit_rows))).float()
         return logits
 
     @property

@@ -24,6 +24,8 @@ from services.model_worker.model.transformer import Transformer
 
 _log = structlog.get_logger()
 
+CPU: Final = torch.device("cpu")
+
 GGUF_MAGIC = b"GGUF"
 
 
@@ -217,7 +219,7 @@ def _rope_scaling(file: GgufFile, prefix: str, head_dim: int) -> RopeScaling | N
     return FactorScaling(tuple(factors.tolist()))
 
 
-def load_gguf(file: GgufFile, config: ModelConfig, dtype: torch.dtype) -> Transformer:
+def load_gguf(file: GgufFile, config: ModelConfig, dtype: torch.dtype, device: torch.device = CPU) -> Transformer:
     """Make the model and fill it from the file.
 
     Raises:
@@ -247,15 +249,17 @@ def load_gguf(file: GgufFile, config: ModelConfig, dtype: torch.dtype) -> Transf
                 f"{file.path}: {' + '.join(names)} has the shape {tuple(state[name].shape)}, "
                 f"the metadata ask for {shapes[name]}"
             )
+        state[name] = state[name].to(device)
         if (i + 1) % 50 == 0:
             _log.info("loading weights", done=i + 1, of=len(parts_of))
-    fill(model, state)
+    fill(model, state, device)
     return model
 
 
-def fill(model: Transformer, state: Mapping[str, Tensor]) -> None:
-    """Give the model its parameters and make it ready to run; names as in `named_parameters`."""
-    state = dict(state)
+def fill(model: Transformer, state: Mapping[str, Tensor], device: torch.device = CPU) -> None:
+    """Give the model its parameters, on a device, and make it ready to run; names as in `named_parameters`."""
+    state = {name: tensor.to(device) for name, tensor in state.items()}
+    model.rotary = model.rotary.to(device)
     if model.config.tie_word_embeddings:
         state["head.weight"] = state["embedding.weight"]
     model.load_state_dict(state, assign=True)
