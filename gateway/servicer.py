@@ -132,14 +132,8 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         """Say what model answers."""
         _refuse_unknown_fields(request)
         model = await self._gateway.model()
-        return pb.GetModelInfoResponse(
-            name=model.name,
-            context_length=model.context_length,
-            vocab_size=model.vocab_size,
-            vocabulary_digest=model.vocabulary_digest,
-            num_parameters=model.num_parameters,
-            num_active_parameters=model.num_active_parameters,
-        )
+        names = (field.name for field in pb.GetModelInfoResponse.DESCRIPTOR.fields)
+        return pb.GetModelInfoResponse(**{name: getattr(model, name) for name in names})
 
 
 def read_generation(request: ProtoMessage, generation: pb.Generation) -> GenerationRequest:

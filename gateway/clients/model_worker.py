@@ -40,6 +40,16 @@ class Model:
     chat_template: str | None
     num_parameters: int
     num_active_parameters: int
+    architecture: str
+    num_layers: int
+    num_experts: int
+    num_experts_per_tok: int
+    flops_per_token: int
+    dense_flops_per_token: int
+    flops_per_context_token: int
+    weight_bytes: int
+    dtype: str
+    device: str
 
 
 class ModelWorkerClient:
@@ -129,6 +139,16 @@ class ModelWorkerClient:
             chat_template=answer.chat_template if answer.HasField("chat_template") else None,
             num_parameters=answer.num_parameters,
             num_active_parameters=answer.num_active_parameters,
+            architecture=answer.architecture,
+            num_layers=answer.moe.num_layers,
+            num_experts=answer.moe.num_experts,
+            num_experts_per_tok=answer.moe.num_experts_per_tok,
+            flops_per_token=answer.flops_per_token,
+            dense_flops_per_token=answer.dense_flops_per_token,
+            flops_per_context_token=answer.flops_per_context_token,
+            weight_bytes=answer.weight_bytes,
+            dtype=answer.dtype,
+            device=answer.device,
         )
 
 

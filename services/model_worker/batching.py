@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from services.model_worker.sequence import Logits, Step, Transaction
+from services.model_worker.sequence import Experts, Logits, Step, Transaction
 
 SHORT_TOKENS = 16
 """A step with so many tokens left, or fewer, comes before the others."""
@@ -24,6 +24,8 @@ class StepOutcome:
     forward_s: float
     num_cached_tokens: int = 0
     """Tokens of the step that were in the cache already."""
+    experts: Experts | None = None
+    """`(T, L, A)` of the tokens that were not, where the step asks for it."""
 
 
 @dataclass(eq=False)
@@ -43,6 +45,7 @@ class PendingStep:
     started_s: float | None = None
     forward_s: float = 0.0
     rows: list[Logits] = field(default_factory=list)
+    experts: list[Experts] = field(default_factory=list)
 
     @property
     def names(self) -> set[str]:

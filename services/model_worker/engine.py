@@ -17,7 +17,7 @@ import numpy as np
 import structlog
 
 from services.model_worker import metrics
-from services.model_worker.batching import Chunk, PendingStep, StepOutcome, plan_batch, startable
+from services.model_worker.batching import SHORT_TOKENS, Chunk, PendingStep, StepOutcome, plan_batch, startable
 from services.model_worker.kv_cache import KvCache
 from services.model_worker.model.transformer import Transformer
 from services.model_worker.routing import RoutingMonitor
@@ -177,6 +177,7 @@ class Engine:
             self._run(chunks)
         metrics.OPEN_SEQUENCES.set(len(self._sequences))
         metrics.KV_BLOCKS_USED.set(self._cache.num_blocks - self._cache.num_free_blocks)
+        metrics.KV_BLOCKS_FREE.set(self._cache.num_free_blocks)
 
     def _take_arrivals(self) -> None:
         with self._wake:
@@ -238,16 +239,21 @@ class Engine:
                 self._fail(chunk.pending, ServiceError("the forward pass failed, a bug of the worker: see its log"))
             return
         seconds = self._latest_pass_s = self._clock() - started
+        num_tokens = sum(chunk.num_tokens for chunk in chunks)
         metrics.FORWARD_SECONDS.observe(seconds)
-        metrics.TOKENS.inc(sum(chunk.num_tokens for chunk in chunks))
-        for chunk, rows in zip(chunks, results, strict=True):
+        metrics.BATCH_TOKENS.observe(num_tokens)
+        metrics.BATCH_SEQUENCES.observe(len(chunks))
+        metrics.TOKENS.inc(num_tokens)
+        for chunk, output in zip(chunks, results, strict=True):
             pending = chunk.pending
             pending.forward_s += seconds
             pending.num_done += chunk.num_tokens
             assert pending.transaction is not None
             pending.transaction.publish(pending.num_done)
-            if len(rows):
-                pending.rows.append(rows)
+            if len(output.logits):
+                pending.rows.append(output.logits)
+            if output.experts is not None:
+                pending.experts.append(output.experts)
             if pending.num_left == 0:
                 self._finish(pending)
 
@@ -267,6 +273,9 @@ class Engine:
 
     def _answer(self, pending: PendingStep, position: int, logits: Logits) -> None:
         started = self._clock() if pending.started_s is None else pending.started_s
+        if pending.started_s is not None:
+            kind = "prefill" if pending.step.position == 0 or len(pending.step.token_ids) > SHORT_TOKENS else "decode"
+            metrics.STEP_SECONDS.labels(kind).observe(self._clock() - pending.started_s)
         self._forget(pending)
         self._num_answered += 1
         metrics.STEPS.labels("OK").inc()
@@ -279,6 +288,7 @@ class Engine:
                 queue_s=started - pending.arrived_s,
                 forward_s=pending.forward_s,
                 num_cached_tokens=pending.num_cached_tokens,
+                experts=np.concatenate(pending.experts) if pending.experts else None,
             ),
         )
 
@@ -314,6 +324,7 @@ def _runner_input(chunk: Chunk) -> RunnerInput:
         position=step.position + pending.num_done,
         block_ids=pending.transaction.block_ids,
         num_logit_rows=num_logit_rows,
+        wants_experts=step.wants_experts,
     )
 
 

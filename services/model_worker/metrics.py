@@ -13,8 +13,23 @@ QUEUE_SECONDS = Histogram(
     "espalier_worker_queue_seconds", "Time of a step from arrival to its first forward pass.", buckets=_BUCKETS
 )
 FORWARD_SECONDS = Histogram("espalier_worker_forward_seconds", "Time of one forward pass.", buckets=_BUCKETS)
+STEP_SECONDS = Histogram(
+    "espalier_worker_step_seconds",
+    "Time of a step from its first forward pass to its answer: `prefill` creates a sequence or appends many tokens.",
+    ["kind"],
+    buckets=_BUCKETS,
+)
+BATCH_TOKENS = Histogram(
+    "espalier_worker_batch_tokens",
+    "Tokens of one forward pass.",
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096),
+)
+BATCH_SEQUENCES = Histogram(
+    "espalier_worker_batch_sequences", "Sequences of one forward pass.", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256)
+)
 OPEN_SEQUENCES = Gauge("espalier_worker_open_sequences", "Sequences in the cache.")
 KV_BLOCKS_USED = Gauge("espalier_worker_kv_blocks_used", "Blocks of the cache that sequences hold.")
+KV_BLOCKS_FREE = Gauge("espalier_worker_kv_blocks_free", "Blocks of the cache that nobody holds.")
 LEASES_EXPIRED = Counter("espalier_worker_leases_expired", "Sequences freed because nobody used them.")
 EXPERT_TOKENS = Counter(
     "espalier_worker_expert_tokens",

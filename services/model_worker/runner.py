@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from services.model_worker.kv_cache import KvCache
@@ -12,7 +13,7 @@ from services.model_worker.model.attention import Attention, SequenceSlice, plan
 from services.model_worker.model.moe import RoutingLog
 from services.model_worker.model.transformer import Transformer
 from services.model_worker.routing import RoutingMonitor
-from services.model_worker.sequence import Logits
+from services.model_worker.sequence import Experts, Logits
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,17 @@ class RunnerInput:
     block_ids: Sequence[int]
     num_logit_rows: int
     """How many rows of logits are wanted, counted from the last token backwards."""
+    wants_experts: bool = False
+
+
+@dataclass(frozen=True)
+class RunnerOutput:
+    """What came of one sequence's tokens."""
+
+    logits: Logits
+    """`(num_logit_rows, vocab_size)`."""
+    experts: Experts | None = None
+    """`(T, L, A)`, where asked for: which experts each token went to, in each layer with a router, best first."""
 
 
 class ModelRunner:
@@ -36,8 +48,8 @@ class ModelRunner:
         self._cache = cache
         self._windows = {module.window for module in model.modules() if isinstance(module, Attention)}
 
-    def forward(self, inputs: Sequence[RunnerInput]) -> list[Logits]:
-        """Run the new tokens of all sequences in one pass; returns rows `(num_logit_rows, vocab_size)` for each."""
+    def forward(self, inputs: Sequence[RunnerInput]) -> list[RunnerOutput]:
+        """Run the new tokens of all sequences in one pass."""
         order = plan_order([_slice(item) for item in inputs])
         ordered = [inputs[i] for i in order]
         plan = plan_attention(
@@ -54,7 +66,8 @@ class ModelRunner:
         for item in ordered:
             end += len(item.token_ids)
             logit_rows.extend(range(end - item.num_logit_rows, end))
-        log = RoutingLog() if self._routing is not None else None
+        wants_experts = any(item.wants_experts for item in inputs) and bool(self._model.routed_layers)
+        log = RoutingLog() if self._routing is not None or wants_experts else None
         device = self._model.device
         rows = self._model(
             torch.tensor(token_ids, device=device),
@@ -66,11 +79,16 @@ class ModelRunner:
         logits: Logits = rows.cpu().numpy()
         if self._routing is not None and log is not None:
             self._routing.observe(log)
-        results: list[Logits] = [logits] * len(inputs)
-        start = 0
+        experts: Experts | None = None
+        if wants_experts and log is not None:
+            experts = torch.stack(log.expert_ids, dim=1).cpu().numpy().astype(np.uint16)  # (N, L, A)
+        results = [RunnerOutput(logits)] * len(inputs)
+        row = token = 0
         for i, item in zip(order, ordered, strict=True):
-            results[i] = logits[start : start + item.num_logit_rows]
-            start += item.num_logit_rows
+            tokens = slice(token, token + len(item.token_ids))
+            of_item = experts[tokens] if item.wants_experts and experts is not None else None
+            results[i] = RunnerOutput(logits[row : row + item.num_logit_rows], of_item)
+            row, token = row + item.num_logit_rows, tokens.stop
         return results
 
 

@@ -20,6 +20,7 @@ from services.rpckit.status import ContextExceeded, InvalidRequest, LeaseExpired
 
 LogitsSelection = Literal["none", "last", "all"]
 Logits = npt.NDArray[np.float32]
+Experts = npt.NDArray[np.uint16]
 """`(num_rows, vocab_size)`."""
 
 MAX_SEQUENCE_ID_BYTES = 128
@@ -37,6 +38,8 @@ class Step:
     truncate_to: int | None = None
     fork_of: str | None = None
     logits: LogitsSelection = "last"
+    wants_experts: bool = False
+    """Whether to tell which experts the tokens went to."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +196,8 @@ class SequenceTable:
             return None
         sequence.last_used_s = self._clock()
         no_rows = np.empty((0, self._vocab_size), dtype=np.float32)
+        if step.wants_experts:
+            return None  # they are not kept
         if step.logits == "none" or not step.token_ids:
             return sequence.num_tokens, no_rows
         if sequence.latest.last_logits is None or (step.logits == "all" and len(step.token_ids) > 1):

@@ -204,6 +204,7 @@ def _step(message: model_worker_pb2.SequenceStep) -> Step | ServiceError:
         truncate_to=message.truncate_to if message.HasField("truncate_to") else None,
         fork_of=message.fork_of if message.HasField("fork_of") else None,
         logits=_SELECTION[message.logits],
+        wants_experts=message.wants_experts,
     )
 
 
@@ -236,4 +237,5 @@ def _result(sequence_id: str, answer: _Answer) -> model_worker_pb2.StepResult:
         queue_us=round(answer.queue_s * 1e6),
         forward_us=round(answer.forward_s * 1e6),
         num_cached_tokens=answer.num_cached_tokens,
+        expert_ids=b"" if answer.experts is None else answer.experts.astype("<u2", copy=False).tobytes(),
     )

@@ -15,6 +15,7 @@ import pytest
 from espalier.v1 import gateway_pb2 as pb
 from espalier.v1 import gateway_pb2_grpc, types_pb2
 
+from gateway.cli.generate import describe_model
 from tests.integration.test_gateway import RECORD, generate, generation, no_open_sequences, refused, schema
 from tests.support.stack import TestStack, running_stack
 
@@ -205,3 +206,13 @@ async def test_strategies_side_by_side_get_what_they_get_alone(stub: Any) -> Non
     for one, other in zip(alone, together, strict=True):
         assert one.text == other.text
         assert [choice.text for choice in one.others] == [choice.text for choice in other.others]
+
+
+async def test_the_model_is_told_with_what_a_token_costs(stub: Any) -> None:
+    info = await stub.GetModelInfo(pb.GetModelInfoRequest())
+    assert (info.num_experts, info.num_experts_per_tok, info.num_layers, info.device) == (4, 2, 2, "cpu")
+    assert info.num_active_parameters < info.num_parameters
+    assert 0 < info.flops_per_token < info.dense_flops_per_token
+    text = describe_model(info)
+    assert "4 experts, 2 of them for each token" in text
+    assert "with all experts" in text

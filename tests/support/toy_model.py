@@ -115,8 +115,8 @@ def prefill_logits(token_ids: Sequence[int], model: Transformer | None = None) -
     model = model or shared_toy()
     num_blocks = num_blocks_for(len(token_ids))
     runner = ModelRunner(model, KvCache(model.config, num_blocks, model.dtype))
-    (logits,) = runner.forward([RunnerInput(token_ids, 0, range(num_blocks), len(token_ids))])
-    return logits
+    (output,) = runner.forward([RunnerInput(token_ids, 0, range(num_blocks), len(token_ids))])
+    return output.logits
 
 
 def random_tokens(num_tokens: int, seed: int = 0, vocab_size: int = 282) -> tuple[int, ...]:

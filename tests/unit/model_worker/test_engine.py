@@ -13,7 +13,7 @@ import torch
 
 from services.model_worker.batching import StepOutcome
 from services.model_worker.engine import ENGINE_FAILED_EXIT_CODE
-from services.model_worker.runner import ModelRunner, RunnerInput
+from services.model_worker.runner import ModelRunner, RunnerInput, RunnerOutput
 from services.model_worker.sequence import Step
 from services.rpckit.status import (
     ContextExceeded,
@@ -284,7 +284,7 @@ def test_a_step_cancelled_in_its_last_moment_is_not_applied(monkeypatch: pytest.
     (future,) = driven.submit(Step(sequence_id="a", position=20, token_ids=(5,)))
     forward = ModelRunner.forward
 
-    def cancel_meanwhile(runner: ModelRunner, inputs: list[RunnerInput]) -> list[np.ndarray]:
+    def cancel_meanwhile(runner: ModelRunner, inputs: list[RunnerInput]) -> list[RunnerOutput]:
         assert future.cancel()
         return forward(runner, inputs)
 
@@ -337,9 +337,9 @@ def test_long_prompts_take_turns_and_a_short_step_waits_for_none() -> None:
 
 
 def test_the_next_token_waits_for_one_piece_of_anothers_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
-    def slow_forward(_: ModelRunner, inputs: list[RunnerInput]) -> list[np.ndarray]:
+    def slow_forward(_: ModelRunner, inputs: list[RunnerInput]) -> list[RunnerOutput]:
         time.sleep(0.1)
-        return [np.zeros((item.num_logit_rows, 300), dtype=np.float32) for item in inputs]
+        return [RunnerOutput(np.zeros((item.num_logit_rows, 300), dtype=np.float32)) for item in inputs]
 
     monkeypatch.setattr(ModelRunner, "forward", slow_forward)
     driven = DrivenEngine(max_batch_tokens=64, clock=time.monotonic)

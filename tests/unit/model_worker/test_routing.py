@@ -12,7 +12,9 @@ from structlog.testing import capture_logs
 from services.model_worker import metrics
 from services.model_worker.model.moe import MoeFeedForward, RoutingLog
 from services.model_worker.routing import Routing, RoutingMonitor
-from tests.support.toy_model import DrivenEngine, deterministic_toy, random_tokens, serving_toy
+from services.model_worker.sequence import Step
+from services.model_worker.toy import toy_model
+from tests.support.toy_model import DrivenEngine, deterministic_toy, prefill_logits, random_tokens, serving_toy
 
 TOKENS = random_tokens(120)
 
@@ -110,3 +112,31 @@ def test_a_model_with_many_experts_has_no_metric_for_each() -> None:
     monitor.observe(routed(torch.arange(5), 4096))
     monitor.observe(routed(torch.arange(5), 4096))
     assert metrics.EXPERT_TOKENS.labels(0, "all")._value.get() == before + 10
+
+
+def test_the_experts_of_each_token_are_told_where_asked_for() -> None:
+    model = toy_model(3)
+    chosen: list[list[torch.Tensor]] = [[] for _ in model.routed_layers]
+    for number, layer in enumerate(model.routed_layers):
+        router = model.blocks[layer].feed_forward.router
+        router.register_forward_hook(lambda _, __, out, number=number: chosen[number].append(out))
+    tokens = random_tokens(45)
+    prefill_logits(tokens, model)
+    num_chosen = model.config.num_experts_per_tok
+    expected = torch.stack([torch.cat(rows).topk(num_chosen).indices for rows in chosen], dim=1).numpy()
+
+    whole = DrivenEngine(model).one("a", 0, tokens, wants_experts=True).experts
+    assert whole is not None
+    np.testing.assert_array_equal(whole, expected)
+    pieces = DrivenEngine(model, max_batch_tokens=16)
+    in_pieces = pieces.run(
+        Step(sequence_id="b", position=0, token_ids=random_tokens(30, seed=4)),
+        Step(sequence_id="a", position=0, token_ids=tokens, wants_experts=True),
+    )
+    np.testing.assert_array_equal(in_pieces[1].experts, expected)  # type: ignore[union-attr]
+    assert in_pieces[0].experts is None  # type: ignore[union-attr]
+    # What was in the cache already went through no router.
+    again = pieces.one("c", 0, tokens, wants_experts=True)
+    assert again.num_cached_tokens == 32
+    np.testing.assert_array_equal(again.experts, expected[32:])
+    assert pieces.one("c", 45, tokens[:1]).experts is None
