@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import structlog
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -24,9 +23,7 @@ from services.model_worker.model.config import ModelConfig
 from services.model_worker.model.layouts import LAYOUTS, Settings, read_config
 from services.model_worker.model.rope import interleave_rows
 from services.model_worker.model.transformer import Transformer
-from services.model_worker.model.weights import CPU, CheckpointError, fill, some
-
-_log = structlog.get_logger()
+from services.model_worker.model.weights import CPU, CheckpointError, fill, some, tracked
 
 WEIGHTS: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
@@ -99,7 +96,7 @@ def load_huggingface(
         model = Transformer(config)
         shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         state: dict[str, Tensor] = {}
-        for i, (name, parts) in enumerate(sources.items()):
+        for name, parts in tracked(sources):
             rows = torch.empty(shapes[name], dtype=dtype)
             state[name] = rows
             rows = rows.view(-1, *rows.shape[-1:]) if rows.dim() > 1 else rows
@@ -111,8 +108,6 @@ def load_huggingface(
                 rows[start : start + weight.shape[0]] = weight
                 start += weight.shape[0]
             state[name] = state[name].to(device)
-            if (i + 1) % 50 == 0:
-                _log.info("loading weights", done=i + 1, of=len(sources))
     fill(model, state, device)
     return model
 

@@ -6,21 +6,26 @@ leave it out would give another model's logits.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import gguf
 import numpy as np
 import numpy.typing as npt
 import structlog
 import torch
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 
 from services.model_worker.model.config import ModelConfig
 from services.model_worker.model.rope import FactorScaling, LinearScaling, RopeScaling, interleave_rows
 from services.model_worker.model.transformer import Transformer
+
+_T = TypeVar("_T")
 
 _log = structlog.get_logger()
 
@@ -238,7 +243,7 @@ def load_gguf(file: GgufFile, config: ModelConfig, dtype: torch.dtype, device: t
     model = Transformer(config)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     state: dict[str, Tensor] = {}
-    for i, (name, parts) in enumerate(parts_of.items()):
+    for name, parts in tracked(parts_of):
         tensors = [_read(file, part, dtype) for part in parts]
         names = tuple(part.name for part in parts)
         state[name] = tensors[0] if len(tensors) == 1 else _joined(file, names, tensors)
@@ -250,8 +255,6 @@ def load_gguf(file: GgufFile, config: ModelConfig, dtype: torch.dtype, device: t
                 f"the metadata ask for {shapes[name]}"
             )
         state[name] = state[name].to(device)
-        if (i + 1) % 50 == 0:
-            _log.info("loading weights", done=i + 1, of=len(parts_of))
     fill(model, state, device)
     return model
 
@@ -351,6 +354,18 @@ def _joined(file: GgufFile, names: tuple[str, ...], tensors: list[Tensor]) -> Te
     except (RuntimeError, IndexError):
         shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in zip(names, tensors, strict=True))
         raise CheckpointError(f"{file.path}: these tensors do not fit together: {shapes}") from None
+
+
+def tracked(parameters: Mapping[str, _T]) -> Iterator[tuple[str, _T]]:
+    """Go over what is to be loaded: with a progress bar on a terminal, with a line now and then elsewhere."""
+    if sys.stderr.isatty():
+        console = Console(stderr=True)
+        yield from track(parameters.items(), "loading weights", console=console, transient=True)
+        return
+    for i, item in enumerate(parameters.items(), 1):
+        yield item
+        if i % 50 == 0:
+            _log.info("loading weights", done=i, of=len(parameters))
 
 
 def some(names: list[str]) -> str:
