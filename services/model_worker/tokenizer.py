@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
+from tokenizers.normalizers import Normalizer
 from tokenizers.pre_tokenizers import PreTokenizer
 
 from services.model_worker.model.huggingface import read_json
 from services.model_worker.model.weights import CheckpointError, GgufFile
 from services.vocabulary.files import TokenizerFileError, read_vocabulary
+from services.vocabulary.token_bytes import SPACE_MARK
 
 _TYPE_NORMAL, _TYPE_UNKNOWN, _TYPE_CONTROL, _TYPE_USER_DEFINED, _TYPE_UNUSED, _TYPE_BYTE = range(1, 7)
 
@@ -39,9 +41,36 @@ def _bytes() -> PreTokenizer:
     return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
 
 
-_PRE_TOKENIZERS: Final[dict[str, Callable[[], PreTokenizer]]] = {
-    "smollm": _digits_then_bytes,
-    "gpt-2": _bytes,
+def _split_then_bytes(digits: str) -> PreTokenizer:
+    """Cut as tokenizers after GPT-4's do; `digits` says how many stand together."""
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+        + digits
+        + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class _Pre:
+    """What a name in `tokenizer.ggml.pre` means."""
+
+    make: Callable[[], PreTokenizer]
+    takes_whole_words: bool = False
+    """Whether a piece of text that is a token stays one, whatever merges would make of it."""
+    normalizer: Normalizer | None = None
+
+
+_PRE_TOKENIZERS: Final = {
+    "smollm": _Pre(_digits_then_bytes),
+    "gpt-2": _Pre(_bytes),
+    "llama-bpe": _Pre(lambda: _split_then_bytes(r"\p{N}{1,3}"), takes_whole_words=True),
+    "qwen2": _Pre(lambda: _split_then_bytes(r"\p{N}"), normalizer=normalizers.NFC()),
 }
 
 
@@ -111,33 +140,26 @@ def gguf_tokenizer(file: GgufFile) -> TokenizerFiles:
         CheckpointError: a kind of tokenizer or pre-tokenizer that is not supported, or metadata that do not agree.
     """
     kind = file.require("tokenizer.ggml.model")
-    if kind != "gpt2":
-        raise CheckpointError(f"{file.path} has a tokenizer of kind `{kind}`; supported is: gpt2 (byte-level BPE)")
-    pre = file.get("tokenizer.ggml.pre")
-    if pre not in _PRE_TOKENIZERS:
+    if kind not in _KINDS:
         raise CheckpointError(
-            f"{file.path} cuts text by the pre-tokenizer `{pre}`; supported are: {', '.join(_PRE_TOKENIZERS)}"
+            f"{file.path} has a tokenizer of kind `{kind}`; supported are: gpt2 (byte-level BPE) and llama "
+            "(SentencePiece BPE)"
         )
     tokens: list[str] = file.require("tokenizer.ggml.tokens")
     types: list[int] = file.get("tokenizer.ggml.token_type") or [_TYPE_NORMAL] * len(tokens)
     if len(types) != len(tokens):
         raise CheckpointError(f"{file.path} has {len(tokens)} tokens but {len(types)} token types")
-    merges = [tuple(merge.split(" ")) for merge in file.require("tokenizer.ggml.merges")]
-    added = [
-        AddedToken(token, special=kind == _TYPE_CONTROL, normalized=False)
-        for token, kind in zip(tokens, types, strict=True)
-        if kind in (_TYPE_CONTROL, _TYPE_USER_DEFINED)
-    ]
-    try:
-        model = BPE({token: token_id for token_id, token in enumerate(tokens)}, merges)
-    except Exception as error:  # tokenizers raises bare Exception
-        raise CheckpointError(f"{file.path} has tokens and merges that do not fit together: {error}") from None
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = _PRE_TOKENIZERS[pre]()
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_tokens(added)
+    tokenizer = _KINDS[kind](file, tokens, types)
+    tokenizer.add_tokens(
+        [
+            AddedToken(token, special=token_type == _TYPE_CONTROL, normalized=False)
+            for token, token_type in zip(tokens, types, strict=True)
+            if token_type in (_TYPE_CONTROL, _TYPE_USER_DEFINED)
+        ]
+    )
     bos_token_id = _token_id(file, "tokenizer.ggml.bos_token_id", len(tokens))
-    if bos_token_id is not None and file.get("tokenizer.ggml.add_bos_token"):
+    adds_bos = file.get("tokenizer.ggml.add_bos_token")
+    if bos_token_id is not None and (kind == "llama" if adds_bos is None else adds_bos):
         bos = tokens[bos_token_id]
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, bos_token_id)]
@@ -154,6 +176,72 @@ def gguf_tokenizer(file: GgufFile) -> TokenizerFiles:
         eos_token_ids=tuple(eos_token_ids),
         chat_template=file.get("tokenizer.chat_template"),
     )
+
+
+def _byte_level(file: GgufFile, tokens: list[str], types: list[int]) -> Tokenizer:
+    name = file.get("tokenizer.ggml.pre")
+    if name not in _PRE_TOKENIZERS:
+        raise CheckpointError(
+            f"{file.path} cuts text by the pre-tokenizer `{name}`; supported are: {', '.join(_PRE_TOKENIZERS)}"
+        )
+    pre = _PRE_TOKENIZERS[name]
+    merges = [_pair(file, merge) for merge in file.require("tokenizer.ggml.merges")]
+    tokenizer = Tokenizer(_bpe(file, tokens, merges, ignore_merges=pre.takes_whole_words))
+    tokenizer.pre_tokenizer = pre.make()
+    tokenizer.decoder = decoders.ByteLevel()
+    if pre.normalizer is not None:
+        tokenizer.normalizer = pre.normalizer
+    return tokenizer
+
+
+def _sentencepiece(file: GgufFile, tokens: list[str], types: list[int]) -> Tokenizer:
+    """Make merges of scores: SentencePiece joins the neighbours whose joint piece has the largest.
+
+    T. Kudo, J. Richardson, "SentencePiece: A simple and language independent subword tokenizer", 2018.
+    """
+    scores: list[float] = file.require("tokenizer.ggml.scores")
+    if len(scores) != len(tokens):
+        raise CheckpointError(f"{file.path} has {len(tokens)} tokens but {len(scores)} scores")
+    if file.get("tokenizer.ggml.remove_extra_whitespaces"):
+        raise CheckpointError(f"{file.path} asks for `tokenizer.ggml.remove_extra_whitespaces`, which changes texts")
+    id_of = {token: token_id for token_id, token in enumerate(tokens) if types[token_id] == _TYPE_NORMAL}
+    found = [
+        (-scores[token_id], id_of[token[:cut]], id_of[token[cut:]])
+        for token, token_id in id_of.items()
+        for cut in range(1, len(token))
+        if token[:cut] in id_of and token[cut:] in id_of
+    ]
+    merges = [(tokens[left], tokens[right]) for _, left, right in sorted(found)]
+    unknown = next((tokens[i] for i, kind in enumerate(types) if kind == _TYPE_UNKNOWN), None)
+    tokenizer = Tokenizer(_bpe(file, tokens, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    adds_space = file.get("tokenizer.ggml.add_space_prefix") in (None, True)
+    marks = [normalizers.Prepend(SPACE_MARK)] if adds_space else []
+    tokenizer.normalizer = normalizers.Sequence([*marks, normalizers.Replace(" ", SPACE_MARK)])
+    strips = [decoders.Strip(content=" ", left=1)] if adds_space else []
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE_MARK, " "), decoders.ByteFallback(), decoders.Fuse(), *strips]
+    )
+    return tokenizer
+
+
+_KINDS: Final[dict[str, Callable[[GgufFile, list[str], list[int]], Tokenizer]]] = {
+    "gpt2": _byte_level,
+    "llama": _sentencepiece,
+}
+
+
+def _bpe(file: GgufFile, tokens: list[str], merges: list[tuple[str, str]], **options: Any) -> BPE:
+    try:
+        return BPE({token: token_id for token_id, token in enumerate(tokens)}, merges, **options)
+    except Exception as error:  # tokenizers raises bare Exception
+        raise CheckpointError(f"{file.path} has tokens and merges that do not fit together: {error}") from None
+
+
+def _pair(file: GgufFile, merge: str) -> tuple[str, str]:
+    left, separator, right = merge.partition(" ")
+    if not separator:
+        raise CheckpointError(f"{file.path} has a merge that is none: {merge!r}")
+    return left, right
 
 
 def _token_id(file: GgufFile, key: str, num_tokens: int) -> int | None:

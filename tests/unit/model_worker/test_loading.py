@@ -82,8 +82,8 @@ def test_a_file_that_is_no_gguf_and_one_that_is_cut_are_refused(tmp_path: Path) 
     ("changes", "message"),
     [
         ({"architecture": "mamba"}, "architecture `mamba`; supported are: llama"),
-        ({"pre": "qwen2"}, "pre-tokenizer `qwen2`; supported are: smollm, gpt-2"),
-        ({"tokenizer__ggml__model": "llama"}, "tokenizer of kind `llama`"),
+        ({"pre": "tekken"}, "pre-tokenizer `tekken`; supported are: smollm, gpt-2, llama-bpe, qwen2"),
+        ({"tokenizer__ggml__model": "bert"}, "tokenizer of kind `bert`; supported are: gpt2 .* and llama"),
         ({"tokenizer__ggml__eos_token_id": 5000}, "eos_token_id` = 5000, but only 282 tokens"),
         ({"tokenizer__ggml__token_type": [1, 1]}, "282 tokens but 2 token types"),
         ({"tokenizer__ggml__merges": ["x yzzy"]}, "do not fit together"),
