@@ -1,6 +1,8 @@
 """SmolLM2 against `transformers` on the same file: logits, greedy tokens, where text is cut."""
 
+from copy import copy
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,6 +67,21 @@ def test_greedy_tokens_are_those_of_transformers() -> None:
         )
     logits = prefill_logits([*token_ids, *expected], loaded().model)
     assert logits[len(token_ids) - 1 : -1].argmax(axis=1).tolist() == expected
+
+
+def test_the_gguf_file_is_its_safetensors_twin(tmp_path: Path) -> None:
+    config = copy(oracle().config)
+    del config.quantization_config  # `transformers` saves no model that came from GGUF
+    plain = transformers.LlamaForCausalLM(config)
+    plain.load_state_dict(oracle().state_dict())
+    plain.save_pretrained(tmp_path, max_shard_size="200MB")
+    (tmp_path / "tokenizer.json").write_bytes(loaded().tokenizer.tokenizer_json)
+    twin = load_model(str(tmp_path), torch.float32)
+    assert twin.num_parameters == loaded().num_parameters
+    token_ids = vocabulary().encode_chat(TEXT)
+    np.testing.assert_allclose(
+        prefill_logits(token_ids, twin.model), prefill_logits(token_ids, loaded().model), atol=1e-4
+    )
 
 
 def test_the_model_knows_a_capital() -> None:
