@@ -21,6 +21,7 @@ _HARMLESS: Final = frozenset(
         "architectures",
         "model_type",
         "_name_or_path",
+        "_model_name_or_path",
         "transformers_version",
         "transformers.js_config",
         "is_llama_config",
@@ -30,6 +31,7 @@ _HARMLESS: Final = frozenset(
         "bos_token_id",
         "eos_token_id",
         "pad_token_id",
+        "unk_token_id",
         "pretraining_tp",
         # Of training alone.
         "attention_dropout",
