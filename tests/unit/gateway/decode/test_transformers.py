@@ -145,6 +145,41 @@ def test_processors_leave_the_same_logits(seed: int) -> None:
         )
 
 
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temperature=0.7, top_k=50, top_p=0.9, seed=1),
+        Sampling(temperature=1.5, min_p=0.1, seed=2),
+        Sampling(temperature=1.0, top_k=12, top_p=0.8, min_p=0.02, seed=3),
+        Sampling(temperature=1.2, repetition_penalty=1.5, top_k=20, seed=4),
+    ],
+)
+def test_drawn_tokens_have_the_distribution_of_transformers(sampling: Sampling) -> None:
+    logits = np.random.default_rng(8).normal(scale=2, size=VOCAB_SIZE).astype(np.float32)
+    prompt = list(range(0, VOCAB_SIZE, 3))
+    warpers: list[Any] = [RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)]
+    warpers += [TemperatureLogitsWarper(sampling.temperature)]
+    warpers += [TopKLogitsWarper(sampling.top_k)] if sampling.top_k else []
+    warpers += [TopPLogitsWarper(sampling.top_p)] if sampling.top_p < 1 else []
+    warpers += [MinPLogitsWarper(sampling.min_p)] if sampling.min_p else []
+    scores = LogitsProcessorList(warpers)(torch.tensor([prompt]), torch.tensor(logits)[None].clone())
+    probs = torch.softmax(scores[0].double(), dim=-1).numpy()
+
+    everything, num_draws = np.ones(VOCAB_SIZE, np.bool_), 20_000
+    drawn = [Sampler(sampling, prompt, choice=i).draw(logits, everything, ()) for i in range(num_draws)]
+    counts = np.bincount(np.array(drawn), minlength=VOCAB_SIZE)
+    assert counts[probs == 0].sum() == 0
+    # Cells of at least five expected draws, the rest together.
+    is_common = probs * num_draws >= 5
+    expected = np.append(probs[is_common], probs[~is_common].sum()) * num_draws
+    observed = np.append(counts[is_common], counts[~is_common].sum())
+    kept = expected > 0
+    statistic = float(((observed[kept] - expected[kept]) ** 2 / expected[kept]).sum())
+    freedom = int(kept.sum()) - 1
+    # The 0.9999 quantile of chi-square, by E. Wilson and M. Hilferty's approximation (1931).
+    assert statistic < freedom * (1 - 2 / (9 * freedom) + 3.719 * (2 / (9 * freedom)) ** 0.5) ** 3
+
+
 def test_presence_and_frequency_penalties_are_as_they_are_defined() -> None:
     logits = np.zeros(VOCAB_SIZE, np.float32)
     sampler = Sampler(Sampling(presence_penalty=0.5, frequency_penalty=0.25), (7, 7))
