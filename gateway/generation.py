@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any, TypeAlias, TypeVar
 
 import structlog
@@ -102,7 +102,8 @@ class Generation:
             prompt_token_ids, self._healed = taken_back(prompt_token_ids, vocabulary)
         self._prompt_token_ids = prompt_token_ids
         self._prompt = ModelSequence(steps, self._name)
-        self._sequences = [self._prompt]
+        self._open = {self._prompt}
+        self._numbers = count()
         self._dropping: set[asyncio.Task[None]] = set()
         self._guide: Guide | None = None
         if request.constraint is not None:
@@ -135,7 +136,7 @@ class Generation:
     async def close(self) -> None:
         """Free all sequences and end the streams."""
         await self._calls.close()
-        await asyncio.gather(*self._dropping, *(sequence.close() for sequence in self._sequences))
+        await asyncio.gather(*self._dropping, *(sequence.close() for sequence in self._open))
         await self._steps.close()
 
     async def _draw(self, choice: int, emit: Emit) -> GenerationResult:
@@ -342,12 +343,13 @@ class Generation:
             metrics.MASK_WAIT_SECONDS.observe(result.mask_wait_s)
 
     def _fork(self, sequence: ModelSequence) -> ModelSequence:
-        child = sequence.fork(f"{self._name}-f{len(self._sequences)}")
-        self._sequences.append(child)
+        child = sequence.fork(f"{self._name}-f{next(self._numbers)}")
+        self._open.add(child)
         return child
 
     def _drop(self, sequence: ModelSequence) -> None:
         """Free a sequence that nobody needs any more, without waiting."""
+        self._open.discard(sequence)
         task = asyncio.ensure_future(sequence.close())
         self._dropping.add(task)
         task.add_done_callback(self._dropping.discard)
