@@ -247,7 +247,10 @@ class Generation:
     async def _tell(self, ranked: Sequence[GenerationResult]) -> None:
         """Let out whole texts, best first."""
         for rank, result in enumerate(ranked):
-            await self._emit(rank, Delta(result.text, len(result.token_ids), result.num_forced_tokens))
+            scanner = ValueScanner()
+            values = (*scanner.push(result.text), *scanner.finish()) if self._request.value_events else ()
+            whole = Delta(result.text, len(result.token_ids), result.num_forced_tokens, result.reasoning, values)
+            await self._emit(rank, whole)
             await self._emit(rank, result)
 
     async def _scored(self, result: GenerationResult, masks: Sequence[Bitmask]) -> GenerationResult:

@@ -188,6 +188,8 @@ async def test_values_are_told_as_they_become_whole(stub: Any) -> None:
     assert told[""] == json.loads(text)
     for name, value in json.loads(text).items():
         assert told[f"/{name}"] == value
+    whole = await stream(stub, constraint=schema(RECORD), value_events=True, beam=pb.Beam(width=2), max_tokens=150)
+    assert json.loads(whole[0].values[-1].json) == json.loads(whole[0].delta)
     plain = types_pb2.CompileOptions(integers=types_pb2.SPELLING_PLAIN)
     number = await stream(stub, constraint=schema({"enum": [12]}), compile_options=plain, value_events=True)
     assert [(value.pointer, value.json) for piece in number for value in piece.values] == [("", "12")]
