@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
@@ -54,15 +54,21 @@ class BeamText:
     """What was allowed in the place of each token, where that is kept."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class _Hypothesis:
-    """A text that goes on. `forced` are tokens that must follow, behind which `guide` stands already."""
+    """A text that goes on. `forced` are tokens that must follow, behind which `guide` stands already.
+
+    `unsent` are tokens that the worker does not have yet: the text's last one, and those forced behind it. `rows` are
+    the logits behind the text and behind each of `forced`, once they were asked for.
+    """
 
     token_ids: tuple[int, ...]
     logprob: float
     sequence: ModelSequence
     guide: Guide | None
-    forced: tuple[int, ...]
+    forced: tuple[int, ...] = ()
+    unsent: tuple[int, ...] = ()
+    rows: tuple[Logits, ...] = ()
     num_forced_tokens: int = 0
     is_bound_by_budget: bool = False
     masks: tuple[Bitmask, ...] = ()
@@ -128,7 +134,7 @@ class BeamSearch:
             ServiceError: as the other services answered.
         """
         width, max_tokens = self._settings.width, self._limits.max_tokens
-        self._beams = [self._start()]
+        self._beams = [await self._start()]
         for length in range(1, max_tokens + 1):
             candidates, guidance_of = await self._continuations(length)
             for candidate in candidates[:width]:
@@ -145,13 +151,15 @@ class BeamSearch:
             )
         return self._finished
 
-    def _start(self) -> _Hypothesis:
-        if self._guide is None:
-            return _Hypothesis((), 0.0, self._root, None, ())
-        assert self._guide.compiled is not None, "started first"
-        start = self._guide.compiled.start
-        refuse_small_budget(self._limits, start.num_needed)
-        return _Hypothesis((), 0.0, self._root, self._guide, start.forced_token_ids)
+    async def _start(self) -> _Hypothesis:
+        forced: tuple[int, ...] = ()
+        if self._guide is not None:
+            assert self._guide.compiled is not None, "started first"
+            start = self._guide.compiled.start
+            refuse_small_budget(self._limits, start.num_needed)
+            forced = start.forced_token_ids
+        first = await self._root.logits()
+        return _Hypothesis((), 0.0, self._root, self._guide, forced, unsent=forced, rows=(first,))
 
     async def _continuations(self, length: int) -> tuple[list[_Candidate], dict[tuple[int, int], Guidance]]:
         """Rank what may be the `length`-th token of all hypotheses.
@@ -159,7 +167,8 @@ class BeamSearch:
         Returns the best, of which `width` go on if there are so many, and what the constraint says behind those that
         go on, by hypothesis and token.
         """
-        rows = await asyncio.gather(*(beam.sequence.logits() for beam in self._beams))
+        # The forks of a sequence come before it, so that they begin with what it has now.
+        rows = await asyncio.gather(*map(self._row, self._beams))
         with_ends = np.stack([self._scores(beam, row) for beam, row in zip(self._beams, rows, strict=True)])
         logprobs = with_ends.copy()
         if length <= self._limits.min_tokens:
@@ -188,9 +197,17 @@ class BeamSearch:
             check_rollbacks(self._limits, Account(num_dead_ends=self.num_dead_ends), is_bound_by_budget=False)
             num_too_long.update(parent for parent, _ in too_long)
             for parent in num_too_long:
-                self._beams[parent] = replace(self._beams[parent], is_bound_by_budget=True)
+                self._beams[parent].is_bound_by_budget = True
                 if num_too_long[parent] >= self._limits.max_budget_draws:
                     _keep_witness(logprobs[parent], self._beams[parent], self._end_token_ids)
+
+    async def _row(self, beam: _Hypothesis) -> Logits:
+        """Return the `(V,)` logits behind a text; what was forced is sent with it, for its own rows."""
+        if beam.unsent:
+            self.num_steps += 1
+            unsent, beam.unsent = beam.unsent, ()
+            beam.rows = (*beam.rows, *await beam.sequence.rows(unsent))
+        return beam.rows[0]
 
     def _scores(self, beam: _Hypothesis, logits: Logits) -> npt.NDArray[np.float64]:
         """Return `(V,)`: the text's log-probability with each token more, `-inf` where that is masked."""
@@ -273,7 +290,7 @@ class BeamSearch:
         del self._finished[self._settings.width :]
 
     def _go_on(self, candidates: Sequence[_Candidate], guidance_of: dict[tuple[int, int], Guidance]) -> None:
-        """Make the candidates the hypotheses, and send their tokens.
+        """Make the candidates the hypotheses.
 
         The last child of a hypothesis goes on in its parent's sequence, behind the forks of its siblings.
         """
@@ -283,27 +300,25 @@ class BeamSearch:
         for candidate in candidates:
             parent = self._beams[candidate.parent]
             is_last = last_child[candidate.parent] is candidate
-            sequence = parent.sequence if is_last else self._fork(parent.sequence)
-            sequence.append([candidate.token_id])
-            self.num_steps += 1
-            guide, forced = parent.guide, parent.forced[1:]
-            following = guidance_of.get(_key(candidate))
-            if guide is not None and following is not None:
-                guide = guide if is_last else guide.fork()
-                guide.take(candidate.token_id, following)
-                forced = following.forced_token_ids
-            beams.append(
-                _Hypothesis(
-                    (*parent.token_ids, candidate.token_id),
-                    candidate.logprob,
-                    sequence,
-                    guide,
-                    forced,
-                    parent.num_forced_tokens + bool(parent.forced),
-                    parent.is_bound_by_budget,
-                    masks[candidate.parent],
-                )
+            child = _Hypothesis(
+                (*parent.token_ids, candidate.token_id),
+                candidate.logprob,
+                parent.sequence if is_last else self._fork(parent.sequence),
+                parent.guide,
+                num_forced_tokens=parent.num_forced_tokens + bool(parent.forced),
+                is_bound_by_budget=parent.is_bound_by_budget,
+                masks=masks[candidate.parent],
             )
+            if parent.forced:  # it is there already, with the logits behind it
+                child.forced, child.rows = parent.forced[1:], parent.rows[1:]
+            else:
+                following = guidance_of.get(_key(candidate))
+                if parent.guide is not None and following is not None:
+                    child.guide = parent.guide if is_last else parent.guide.fork()
+                    child.guide.take(candidate.token_id, following)
+                    child.forced = following.forced_token_ids
+                child.unsent = (candidate.token_id, *child.forced)
+            beams.append(child)
         for number, beam in enumerate(self._beams):
             if number not in last_child:
                 self._drop(beam.sequence)
