@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ class PendingStep:
 
     step: Step
     arrived_s: float
+    stream: object = None
+    """Whose it is: callers have their turns, however many sequences one has."""
     future: Future[StepOutcome] = field(default_factory=Future)
     transaction: Transaction | None = None
     num_done: int = 0
@@ -96,14 +99,16 @@ def startable(waiting: Iterable[PendingStep], running: Iterable[PendingStep]) ->
 def plan_batch(running: Iterable[PendingStep], max_tokens: int) -> list[Chunk]:
     """Fill one forward pass with at most `max_tokens`.
 
-    Short steps come first, oldest first: decode steps and what is forced with them cost little, and somebody waits for
-    each of them. What is left, and a little that is kept for it so that nothing starves, goes to the long ones in turn:
-    first who has waited longest since its latest part. Whoever would compute the same block as somebody before it waits
-    a round and finds it in the cache.
+    Short steps come first, the oldest of each stream, then the next of each: decode steps and what is forced with them
+    cost little, and somebody waits for each of them. What is left, and a little that is kept for it so that nothing
+    starves, goes to the long ones in turn: first the stream, and in it the step, that has waited longest since its
+    latest part. Whoever would compute the same block as somebody before it waits a round and finds it in the cache.
     """
     by_age = sorted(running, key=lambda pending: pending.arrived_s)
-    short = [pending for pending in by_age if pending.num_left <= SHORT_TOKENS]
-    long = [pending for pending in by_age if pending.num_left > SHORT_TOKENS]
+    short = _one_of_each([pending for pending in by_age if pending.num_left <= SHORT_TOKENS])
+    long = sorted((pending for pending in by_age if pending.num_left > SHORT_TOKENS), key=_latest_round)
+    served = {pending.stream: pending.latest_round for pending in long}  # the latest of each stream is the last here
+    in_turn = _one_of_each(sorted(long, key=lambda pending: served[pending.stream]))
     chunks = []
     kept = min(SHORT_TOKENS, max_tokens // 2) if long else 0
     budget = max_tokens - kept
@@ -113,7 +118,7 @@ def plan_batch(running: Iterable[PendingStep], max_tokens: int) -> list[Chunk]:
             budget -= chunks[-1].num_tokens
     budget += kept
     planned_keys: set[bytes] = set()
-    for pending in sorted(long, key=lambda pending: pending.latest_round):
+    for pending in in_turn:
         assert pending.transaction is not None
         key = pending.transaction.next_key(pending.num_done)
         if budget == 0 or key in planned_keys:
@@ -123,3 +128,17 @@ def plan_batch(running: Iterable[PendingStep], max_tokens: int) -> list[Chunk]:
         chunks.append(Chunk(pending, min(pending.num_left, budget)))
         budget -= chunks[-1].num_tokens
     return chunks
+
+
+def _latest_round(pending: PendingStep) -> int:
+    return pending.latest_round
+
+
+def _one_of_each(steps: Iterable[PendingStep]) -> list[PendingStep]:
+    """Put the first of each stream first, then the second of each, and so on; each in the order given."""
+    num_before: Counter[object] = Counter()
+    ranked: list[tuple[int, PendingStep]] = []
+    for pending in steps:
+        ranked.append((num_before[pending.stream], pending))
+        num_before[pending.stream] += 1
+    return [pending for _, pending in sorted(ranked, key=lambda item: item[0])]

@@ -88,13 +88,13 @@ class Engine:
         if self._thread.is_alive():
             self._thread.join()
 
-    def submit(self, steps: Sequence[Step]) -> list[Future[StepOutcome]]:
-        """Queue steps; those of one sequence are applied in the order of submission.
+    def submit(self, steps: Sequence[Step], *, stream: object = None) -> list[Future[StepOutcome]]:
+        """Queue steps of a stream; those of one sequence are applied in the order of submission.
 
         A future has the outcome, or a ServiceError. Cancelling it drops the step and leaves the sequence as it was,
         unless the step was finished already.
         """
-        pending = [PendingStep(step, self._clock()) for step in steps]
+        pending = [PendingStep(step, self._clock(), stream) for step in steps]
         with self._wake:
             num_queued = len(self._waiting) + len(self._arrived)
             is_full = num_queued + len(pending) > self._max_queued_steps

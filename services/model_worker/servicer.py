@@ -112,7 +112,7 @@ class ModelWorkerServicer(model_worker_pb2_grpc.ModelWorkerServiceServicer):
         """Apply one batch of steps."""
         if not request.steps:
             raise InvalidRequest("a batch needs at least one step", field="steps")
-        answers = await self._submit(request.steps)
+        answers = await self._submit(request.steps, object())
         return model_worker_pb2.StepLogitsResponse(results=_results(request.steps, answers))
 
     async def StreamStepLogits(
@@ -121,6 +121,7 @@ class ModelWorkerServicer(model_worker_pb2_grpc.ModelWorkerServiceServicer):
         context: _Context[Any, Any],
     ) -> AsyncIterator[model_worker_pb2.StreamStepLogitsResponse]:
         """Apply batches as they come, answer each as soon as it is done."""
+        stream = object()  # told apart from all others by being another object
         answers: asyncio.Queue[model_worker_pb2.StreamStepLogitsResponse | Exception | None] = asyncio.Queue()
         room = asyncio.Semaphore(_MAX_BATCHES_IN_FLIGHT)
         batches: set[asyncio.Task[None]] = set()
@@ -143,7 +144,7 @@ class ModelWorkerServicer(model_worker_pb2_grpc.ModelWorkerServiceServicer):
                     await room.acquire()
                     # Queued here and now, so that batches are applied in the order of sending.
                     try:
-                        submitted = self._submit(request.steps)
+                        submitted = self._submit(request.steps, stream)
                     except ServiceError as error:  # of the whole batch, but not of the stream
                         submitted = asyncio.gather(*(_failed(error) for _ in request.steps), return_exceptions=True)
                     task = asyncio.ensure_future(answer(request, submitted))
@@ -174,7 +175,9 @@ class ModelWorkerServicer(model_worker_pb2_grpc.ModelWorkerServiceServicer):
         num_released = await asyncio.wrap_future(self._service.engine.release(request.sequence_ids))
         return model_worker_pb2.ReleaseSequencesResponse(num_released=num_released)
 
-    def _submit(self, messages: Sequence[model_worker_pb2.SequenceStep]) -> asyncio.Future[list[_Answer]]:
+    def _submit(
+        self, messages: Sequence[model_worker_pb2.SequenceStep], stream: object
+    ) -> asyncio.Future[list[_Answer]]:
         """Queue the steps now; the future has an outcome or an error for each. Cancelling it drops them."""
         steps = [_step(message) for message in messages]
         good = [step for step in steps if isinstance(step, Step)]
@@ -188,7 +191,7 @@ class ModelWorkerServicer(model_worker_pb2_grpc.ModelWorkerServiceServicer):
                 num_rows=num_rows,
                 max_rows=_MAX_LOGIT_BYTES // row_bytes,
             )
-        outcomes = iter(self._service.engine.submit(good))
+        outcomes = iter(self._service.engine.submit(good, stream=stream))
         waiting = [asyncio.wrap_future(next(outcomes)) if isinstance(step, Step) else _failed(step) for step in steps]
         return asyncio.gather(*waiting, return_exceptions=True)
 

@@ -85,8 +85,8 @@ class DrivenEngine:
     def num_used_blocks(self) -> int:
         return self.cache.num_blocks - self.cache.num_free_blocks
 
-    def submit(self, *steps: Step) -> list[Future[StepOutcome]]:
-        return self.engine.submit(steps)
+    def submit(self, *steps: Step, stream: object = None) -> list[Future[StepOutcome]]:
+        return self.engine.submit(steps, stream=stream)
 
     def run(self, *steps: Step) -> list[StepOutcome | BaseException]:
         futures = self.submit(*steps)

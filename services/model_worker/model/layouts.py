@@ -320,16 +320,18 @@ def _windows_by_layer(settings: Settings) -> tuple[int | None, ...]:
     """Read which layers have a window: by name, or from a layer on as before transformers 5."""
     num_layers = settings.integer("num_hidden_layers")
     kinds, first = settings.get("layer_types"), settings.get("max_window_layers")
+    if kinds is not None and (
+        not isinstance(kinds, list) or not all(kind in ("full_attention", "sliding_attention") for kind in kinds)
+    ):
+        raise settings.unsupported(["layer_types"])
     if not settings.boolean("use_sliding_window", False):
-        if kinds is not None and set(kinds) - {"full_attention"}:
+        if kinds is not None and "sliding_attention" in kinds:
             raise settings.unsupported(["layer_types"])
         return _no_window(settings)
     window = settings.integer("sliding_window")
     if kinds is None:
         first = settings.integer("max_window_layers", 28 if first is None else first, minimum=0)
         kinds = ["sliding_attention" if layer >= first else "full_attention" for layer in range(num_layers)]
-    if not isinstance(kinds, list) or not set(kinds) <= {"full_attention", "sliding_attention"}:
-        raise settings.unsupported(["layer_types"])
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 

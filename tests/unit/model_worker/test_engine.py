@@ -154,6 +154,30 @@ def test_steps_of_one_batch_on_one_sequence_are_applied_in_order() -> None:
         assert_logits(outcome.logits, prefill_logits(token_ids)[-1:])
 
 
+def test_a_stream_with_many_sequences_does_not_hold_up_one_with_a_single_one() -> None:
+    driven = DrivenEngine(max_batch_tokens=16, num_blocks=1000)
+    prompts = [Step(sequence_id=f"m{i}", position=0, token_ids=random_tokens(3, seed=i)) for i in range(60)]
+    many = driven.submit(*prompts, stream="many")
+    (alone,) = driven.submit(Step(sequence_id="alone", position=0, token_ids=(5, 6)), stream="alone")
+    driven.engine.step()
+    assert alone.done()
+    assert 0 < sum(future.done() for future in many) < 10
+
+
+def test_long_prompts_of_streams_take_turns_however_many_a_stream_has() -> None:
+    driven = DrivenEngine(max_batch_tokens=16, num_blocks=1000)
+    prompts = [Step(sequence_id=f"m{i}", position=0, token_ids=random_tokens(90, seed=i)) for i in range(8)]
+    many = driven.submit(*prompts, stream="many")
+    driven.engine.step()
+    (alone,) = driven.submit(Step(sequence_id="alone", position=0, token_ids=TOKENS[:90]), stream="alone")
+    num_rounds = 0
+    while not alone.done():
+        driven.engine.step()
+        num_rounds += 1
+    assert num_rounds <= 2 * 6 + 1  # six parts, and one of the others between two of them
+    assert sum(future.done() for future in many) <= 1
+
+
 def test_the_children_of_a_beam_share_a_pass() -> None:
     driven = DrivenEngine()
     driven.one("a", 0, TOKENS[:37])

@@ -271,6 +271,7 @@ def test_the_fast_path_is_the_definition(per_token: int, is_gated: bool) -> None
     ("name", "changes", "message"),
     [
         ("qwen2", {"use_sliding_window": True, "sliding_window": 0}, "`sliding_window` = 0"),
+        ("qwen2", {"layer_types": 5}, "`layer_types` = 5"),
         ("qwen2", {"layer_types": ["full_attention", "chunked_attention", "full_attention"]}, "`layer_types`"),
         ("qwen2 moe, some dense", {"mlp_only_layers": [3]}, "`mlp_only_layers` = .*layers from 0 to 2"),
         ("olmoe", {"clip_qkv": 8.0}, "`clip_qkv` = 8.0"),

@@ -169,7 +169,9 @@ async def test_every_text_of_a_beam_is_complete_within_the_budget(forcing: bool)
 
 async def test_forced_tokens_count_as_the_model_has_them() -> None:
     language = FiniteLanguage(["abcabcabc", "xyz"])
-    found = await search(language, BeamSettings(2, early_stopping="never"))
+    worker = FakeWorker()
+    found = await search(language, BeamSettings(2, early_stopping="never"), worker=worker)
+    assert max(len(step.token_ids) for step in worker.steps if step.position > 0) > 2  # a forced run is one step
     assert {vocabulary().decode(text.token_ids).decode() for text in found} == {"abcabcabc", "xyz"}
     for text in found:
         token_ids = [*text.token_ids, max(EOS, key=lambda eos: log_probs(text.token_ids)[eos])]
