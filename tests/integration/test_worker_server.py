@@ -229,7 +229,7 @@ async def test_deterministic_mode_is_a_setting() -> None:
 
 
 async def test_a_machine_without_deterministic_kernels_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    def impossible(_: object) -> None:
+    def impossible(*_: object) -> None:
         raise NotDeterministicError("rows differ here")
 
     monkeypatch.setattr("services.model_worker.service.deterministic_kernels", impossible)
