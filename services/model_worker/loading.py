@@ -10,10 +10,11 @@ from pathlib import Path
 import structlog
 import torch
 
+from services.model_worker.model.checkpoint import CPU, CheckpointError
 from services.model_worker.model.cost import Cost, cost_of
+from services.model_worker.model.gguf_file import GgufFile, gguf_config, load_gguf
 from services.model_worker.model.huggingface import holds_safetensors, huggingface_config, load_huggingface
 from services.model_worker.model.transformer import Transformer
-from services.model_worker.model.weights import CPU, CheckpointError, GgufFile, gguf_config, load_gguf
 from services.model_worker.tokenizer import TokenizerFiles, gguf_tokenizer, huggingface_tokenizer
 from services.model_worker.toy import toy_model, toy_tokenizer
 from services.vocabulary import UnsupportedTokenizerError, Vocabulary

@@ -12,8 +12,8 @@ from services.model_worker.engine import Engine
 from services.model_worker.kv_cache import KvCache, blocks_within
 from services.model_worker.loading import LoadedModel, device_of, load_model
 from services.model_worker.model.attention import BLOCK_TOKENS
+from services.model_worker.model.checkpoint import CheckpointError
 from services.model_worker.model.kernels import FAST, NotDeterministicError, deterministic_kernels
-from services.model_worker.model.weights import CheckpointError
 from services.model_worker.routing import RoutingMonitor
 from services.model_worker.settings import WorkerSettings
 from services.rpckit.status import InvalidRequest, NotReady

@@ -17,8 +17,9 @@ from tokenizers.models import BPE
 from tokenizers.normalizers import Normalizer
 from tokenizers.pre_tokenizers import PreTokenizer
 
+from services.model_worker.model.checkpoint import CheckpointError
+from services.model_worker.model.gguf_file import GgufFile
 from services.model_worker.model.huggingface import read_json
-from services.model_worker.model.weights import CheckpointError, GgufFile
 from services.vocabulary.files import TokenizerFileError, read_vocabulary
 from services.vocabulary.token_bytes import SPACE_MARK
 
@@ -63,13 +64,15 @@ class _Pre:
     make: Callable[[], PreTokenizer]
     takes_whole_words: bool = False
     """Whether a piece of text that is a token stays one, whatever merges would make of it."""
+    adds_bos: bool = False
+    """Whether a prompt begins with the start token where the file does not say."""
     normalizer: Normalizer | None = None
 
 
 _PRE_TOKENIZERS: Final = {
     "smollm": _Pre(_digits_then_bytes),
     "gpt-2": _Pre(_bytes),
-    "llama-bpe": _Pre(lambda: _split_then_bytes(r"\p{N}{1,3}"), takes_whole_words=True),
+    "llama-bpe": _Pre(lambda: _split_then_bytes(r"\p{N}{1,3}"), takes_whole_words=True, adds_bos=True),
     "qwen2": _Pre(lambda: _split_then_bytes(r"\p{N}"), normalizer=normalizers.NFC()),
 }
 
@@ -92,7 +95,10 @@ def huggingface_tokenizer(directory: Path, vocab_size: int) -> TokenizerFiles:
     """
     file = directory / "tokenizer.json"
     if not file.is_file():
-        raise CheckpointError(f"{directory} has no tokenizer.json; tokenizers of other kinds cannot be read")
+        raise CheckpointError(
+            f"{directory} has no tokenizer.json; tokenizers of other kinds cannot be read. `transformers` makes one: "
+            "AutoTokenizer.from_pretrained(directory, use_fast=True).save_pretrained(directory)"
+        )
     beside = [
         read_json(directory / name)
         for name in ("generation_config.json", "config.json")
@@ -159,7 +165,9 @@ def gguf_tokenizer(file: GgufFile) -> TokenizerFiles:
     )
     bos_token_id = _token_id(file, "tokenizer.ggml.bos_token_id", len(tokens))
     adds_bos = file.get("tokenizer.ggml.add_bos_token")
-    if bos_token_id is not None and (kind == "llama" if adds_bos is None else adds_bos):
+    if adds_bos is None:  # as llama.cpp has it
+        adds_bos = kind == "llama" or _PRE_TOKENIZERS[file.require("tokenizer.ggml.pre")].adds_bos
+    if bos_token_id is not None and adds_bos:
         bos = tokens[bos_token_id]
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, bos_token_id)]

@@ -92,7 +92,7 @@ def main() -> int:
 def demo_tokenizer() -> Path:
     """Write the demo model's tokenizer where it can be read without the model; return its directory."""
     from gateway.cli.model import default_path, fetch
-    from services.model_worker.model.weights import GgufFile
+    from services.model_worker.model.gguf_file import GgufFile
     from services.model_worker.tokenizer import gguf_tokenizer
 
     path = default_path()

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from services.model_worker.model.checkpoint import CheckpointError
 from services.model_worker.model.config import ModelConfig
 from services.model_worker.model.rope import LinearScaling, Llama3Scaling, RopeScaling
-from services.model_worker.model.weights import CheckpointError
 
 _HARMLESS: Final = frozenset(
     {

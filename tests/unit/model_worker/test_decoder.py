@@ -4,12 +4,12 @@ import pytest
 import torch
 import transformers
 
+from services.model_worker.model.checkpoint import fill
 from services.model_worker.model.config import ModelConfig
 from services.model_worker.model.linear import PlainProduct, fastest_product
 from services.model_worker.model.moe import make_experts, moe_by_definition, moe_by_expert, route
 from services.model_worker.model.rope import interleave_rows, rotary_table, rotate_
 from services.model_worker.model.transformer import Transformer
-from services.model_worker.model.weights import fill
 from tests.support.toy_model import prefill_logits, random_tokens
 
 SHAPE = {

@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from services.model_worker.loading import load_model
-from services.model_worker.model.weights import CheckpointError
+from services.model_worker.model.checkpoint import CheckpointError
 from services.model_worker.toy import CHAT_TEMPLATE, toy_tokenizer
 from tests.support.toy_model import prefill_logits, random_tokens
 

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from services.model_worker.loading import load_model
+from services.model_worker.model.checkpoint import CheckpointError
 from services.model_worker.model.kernels import FAST, deterministic_kernels
 from services.model_worker.model.moe import Expert, MoeFeedForward, make_experts, moe_by_definition, moe_by_expert
-from services.model_worker.model.weights import CheckpointError
 from services.model_worker.sequence import Step
 from services.model_worker.toy import toy_tokenizer
 from tests.support.gguf_files import write_gguf

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from services.model_worker.loading import load_model
-from services.model_worker.model.weights import CheckpointError
+from services.model_worker.model.checkpoint import CheckpointError
 from services.model_worker.toy import toy_model
 from services.vocabulary import Vocabulary
 from tests.support.gguf_files import random_tensors, write_gguf

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from services.model_worker.loading import load_model
-from services.model_worker.model.weights import CheckpointError
+from services.model_worker.model.checkpoint import CheckpointError
 from services.vocabulary import Vocabulary
 from tests.support.gguf_files import random_tensors, write_gguf
 
@@ -103,6 +103,24 @@ def test_sentencepiece_cuts_and_spells_as_it_does(
 def test_every_byte_has_a_token(from_sentencepiece: Vocabulary) -> None:
     spelled = {token for token in from_sentencepiece.token_bytes if token is not None and len(token) == 1}
     assert spelled == {bytes([byte]) for byte in range(256)}
+
+
+@pytest.mark.parametrize(
+    ("pre", "said", "expected"),
+    [("llama-bpe", None, True), ("llama-bpe", False, False), ("gpt-2", None, False), ("gpt-2", True, True)],
+)
+def test_a_prompt_begins_with_the_start_token_where_the_field_has_it(
+    tmp_path: Path, pre: str, said: bool | None, expected: bool
+) -> None:
+    file = write_gguf(
+        tmp_path / "m.gguf",
+        random_tensors(),
+        pre=pre,
+        tokenizer__ggml__bos_token_id=1,
+        tokenizer__ggml__add_bos_token=said,
+    )
+    token_ids = vocabulary_of(file).encode_prompt("ab")
+    assert (token_ids[0] == 1) == expected
 
 
 PATTERNS = {

@@ -1,4 +1,4 @@
-"""Reads checkpoints: GGUF files, memory-mapped, every tensor dequantised into the type asked for.
+"""Reads GGUF files, memory-mapped, every tensor dequantised into the type asked for.
 
 Fails closed: an architecture, a setting or a tensor that this decoder does not know is refused by name, because to
 leave it out would give another model's logits.
@@ -6,30 +6,21 @@ leave it out would give another model's logits.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal
 
 import gguf
 import numpy as np
 import numpy.typing as npt
-import structlog
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
+from services.model_worker.model.checkpoint import CPU, CheckpointError, fill, some, tracked
 from services.model_worker.model.config import ModelConfig
 from services.model_worker.model.rope import FactorScaling, LinearScaling, RopeScaling, interleave_rows
 from services.model_worker.model.transformer import Transformer
-
-_T = TypeVar("_T")
-
-_log = structlog.get_logger()
-
-CPU: Final = torch.device("cpu")
 
 GGUF_MAGIC = b"GGUF"
 
@@ -80,10 +71,6 @@ _KNOWN_KEYS = frozenset(
 
 _ROPE_FACTORS: Final = "rope_freqs.weight"
 """What each rotation's frequency is divided by, where a model has a long context by that."""
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message names the file, what is wrong and what would do."""
 
 
 class _Reader(gguf.GGUFReader):  # type: ignore[misc]
@@ -259,18 +246,6 @@ def load_gguf(file: GgufFile, config: ModelConfig, dtype: torch.dtype, device: t
     return model
 
 
-def fill(model: Transformer, state: Mapping[str, Tensor], device: torch.device = CPU) -> None:
-    """Give the model its parameters, on a device, and make it ready to run; names as in `named_parameters`."""
-    state = {name: tensor.to(device) for name, tensor in state.items()}
-    model.rotary = model.rotary.to(device)
-    if model.config.tie_word_embeddings:
-        state["head.weight"] = state["embedding.weight"]
-    model.load_state_dict(state, assign=True)
-    if model.config.tie_word_embeddings:
-        model.head.weight = model.embedding.weight
-    model.requires_grad_(False).eval()
-
-
 @dataclass(frozen=True)
 class _Part:
     """A tensor of the file, which makes some rows of one of our parameters."""
@@ -354,20 +329,3 @@ def _joined(file: GgufFile, names: tuple[str, ...], tensors: list[Tensor]) -> Te
     except (RuntimeError, IndexError):
         shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in zip(names, tensors, strict=True))
         raise CheckpointError(f"{file.path}: these tensors do not fit together: {shapes}") from None
-
-
-def tracked(parameters: Mapping[str, _T]) -> Iterator[tuple[str, _T]]:
-    """Go over what is to be loaded: with a progress bar on a terminal, with a line now and then elsewhere."""
-    if sys.stderr.isatty():
-        console = Console(stderr=True)
-        yield from track(parameters.items(), "loading weights", console=console, transient=True)
-        return
-    for i, item in enumerate(parameters.items(), 1):
-        yield item
-        if i % 50 == 0:
-            _log.info("loading weights", done=i, of=len(parameters))
-
-
-def some(names: list[str]) -> str:
-    """List the first five names."""
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
