@@ -28,6 +28,9 @@ from services.model_worker.model.transformer import Transformer
 WEIGHTS: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
 
+_MAX_MAPPED_BYTES: Final = 128 << 20
+"""Pages that were read of a file stay in memory as long as it is mapped, so the files are opened anew now and then."""
+
 _STORED_TYPES: Final = ("F32", "F16", "BF16")
 
 _ROTARY_BUFFER: Final = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
@@ -96,7 +99,11 @@ def load_huggingface(
         model = Transformer(config)
         shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         state: dict[str, Tensor] = {}
+        num_mapped_bytes = 0
         for name, parts in tracked(sources):
+            if num_mapped_bytes > _MAX_MAPPED_BYTES:
+                stack.close()
+                tensors, num_mapped_bytes = _open_tensors(directory, stack), 0
             rows = torch.empty(shapes[name], dtype=dtype)
             state[name] = rows
             rows = rows.view(-1, *rows.shape[-1:]) if rows.dim() > 1 else rows
@@ -107,6 +114,8 @@ def load_huggingface(
                     weight = interleave_rows(weight, part.num_rotary_heads)
                 rows[start : start + weight.shape[0]] = weight
                 start += weight.shape[0]
+                num_mapped_bytes += weight.nbytes
+                del weight  # which would keep its file mapped
             state[name] = state[name].to(device)
     fill(model, state, device)
     return model
