@@ -14,10 +14,6 @@ from gateway.decode.sequence import ModelSequence
 from services.vocabulary import Vocabulary, has_token, unpack_bitmask
 from services.vocabulary.bitmask import Bitmask
 
-# Rows of logits that are asked for in one step: a reply is one message.
-_MAX_ROWS: Final = 128
-_MAX_ROW_BYTES: Final = 32 << 20
-
 _LEAST_LOGPROB: Final = -1e9
 
 
@@ -75,7 +71,7 @@ async def score(
     """
     tokens: list[TokenLogprob] = []
     row = await sequence.logits()
-    num_rows = max(1, min(_MAX_ROWS, _MAX_ROW_BYTES // row.nbytes))
+    num_rows = sequence.max_rows
     num_sent = len(token_ids) if end_token_ids else len(token_ids) - 1
     for start in range(0, len(token_ids), num_rows):
         chunk = token_ids[start : min(start + num_rows, num_sent)]

@@ -7,11 +7,15 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
+import numpy as np
+
 from gateway.decode.interfaces import Logits, Step, StepReply, StepStream
 from services.rpckit.status import LeaseExpired, NotReady, ServiceError
 
 # A worker that loses a sequence again at once will not keep the next one either.
 _MAX_RESTARTS: Final = 1
+_MAX_ROWS: Final = 128
+_MAX_ROW_BYTES: Final = 32 << 20
 # How long the tail of a cancelled generation may take before its release is left to the lease.
 _LAST_REPLY_S: Final = 30.0
 
@@ -61,11 +65,22 @@ class ModelSequence:
         self._submit(token_ids, truncate_to, wants_all_rows=wants_all_rows)
 
     async def rows(self, token_ids: Sequence[int]) -> Logits:
-        """Send tokens and return the `(N, V)` logits behind each of them.
+        """Send tokens and return the `(N, V)` logits behind each of them; other logits were there before.
 
         Raises:
             ServiceError: as `logits`.
         """
+        size = self.max_rows
+        pieces = [await self._rows(token_ids[start : start + size]) for start in range(0, len(token_ids), size)]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    @property
+    def max_rows(self) -> int:
+        """Rows of logits that are asked for in one step: a reply is one message."""
+        assert self._latest is not None, "logits were there before"
+        return max(1, min(_MAX_ROWS, _MAX_ROW_BYTES // self._latest.logits.nbytes))
+
+    async def _rows(self, token_ids: Sequence[int]) -> Logits:
         num_before = len(self._token_ids)
         while True:
             self.append(token_ids, keep=num_before, wants_all_rows=True)

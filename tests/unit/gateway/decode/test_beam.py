@@ -208,3 +208,13 @@ async def test_min_tokens_and_stop_tokens() -> None:
     assert stopped[0].finish_reason == "stop"
     late = await search(None, BeamSettings(1), max_tokens=3, stop_token_ids=free.token_ids[:1], min_tokens=2)
     assert len(late[0].token_ids) >= 2
+
+
+async def test_a_forced_run_of_more_rows_than_a_reply_holds_goes_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    language = FiniteLanguage(["abcabcabcabc", "xyz"])
+    expected = await search(language, BeamSettings(2))
+    monkeypatch.setattr("gateway.decode.sequence._MAX_ROWS", 2)
+    worker = FakeWorker()
+    found = await search(language, BeamSettings(2), worker=worker)
+    assert [(text.token_ids, text.score) for text in found] == [(text.token_ids, text.score) for text in expected]
+    assert max(len(step.token_ids) for step in worker.steps) == 2
