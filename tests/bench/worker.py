@@ -3,8 +3,9 @@
 Prints the time of all matrix products of the layers, as PyTorch's `F.linear` and as the worker has them. Then, for the
 fast kernels and in deterministic mode: tokens a second of 1, 8 and 32 sequences that decode together behind 200 tokens
 each, and of one that reads a prompt (the best of several, as other processes disturb); the time to a prompt's first
-token without and with a beginning of 1,000 tokens that another had brought into the cache; the time between the tokens
-of one sequence, alone and while another reads 4,000 tokens. With `--beside`, decoding of `transformers` on that file.
+token without and with a beginning of 1,000 tokens that another had brought into the cache; the time of a fork behind
+few and many tokens; the time between the tokens of one sequence, alone and while another reads 4,000 tokens. With
+`--beside`, decoding of `transformers` on that file.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ CONTEXT_TOKENS = 200
 DECODED_TOKENS = 12
 PREFIX_TOKENS = 1000
 LONG_TOKENS = 4000
+FORKED_TOKENS = (130, 1030, 4030)
 MAX_BATCH_TOKENS = 128
 
 
@@ -103,6 +105,17 @@ class Bench:
             self.release(["prefix"])
         return times[0], statistics.median(times[1:])
 
+    def fork_s(self, num_tokens: int) -> float:
+        """Return the median time of a fork of a sequence of so many tokens, which appends nothing."""
+        self.run([Step(sequence_id="parent", position=0, token_ids=self.tokens(num_tokens, 6000))])
+        names = [f"child {i}" for i in range(50)]
+        times = [
+            self.run([Step(sequence_id=name, position=num_tokens, token_ids=(), fork_of="parent", logits="none")])
+            for name in names
+        ]
+        self.release(["parent", *names])
+        return statistics.median(times)
+
     def times_between_tokens(self) -> tuple[list[float], list[float], float]:
         """Return those of one sequence alone, and beside a long prompt, and the seconds that the prompt took."""
         position = CONTEXT_TOKENS
@@ -133,6 +146,8 @@ def measure(bench: Bench) -> None:
         f"  first token of a prompt of {PREFIX_TOKENS + 10}: {without * 1e3:.0f} ms, with {PREFIX_TOKENS} in the cache "
         f"{with_hit * 1e3:.0f} ms: {without / with_hit:.1f} times shorter"
     )
+    forks = ", ".join(f"{size} tokens {bench.fork_s(size) * 1e6:.0f} us" for size in FORKED_TOKENS)
+    print(f"  fork of a sequence of {forks}")
     alone, beside, seconds = bench.times_between_tokens()
     num_chunks = -(-LONG_TOKENS // (MAX_BATCH_TOKENS - 1))
     print(
