@@ -169,7 +169,8 @@ class BeamSearch:
         """
         # The forks of a sequence come before it, so that they begin with what it has now.
         rows = await asyncio.gather(*map(self._row, self._beams))
-        with_ends = np.stack([self._scores(beam, row) for beam, row in zip(self._beams, rows, strict=True)])
+        # Some milliseconds a hypothesis with a large vocabulary, and so is the ranking: not on the event loop.
+        with_ends = await asyncio.to_thread(self._all_scores, rows)
         logprobs = with_ends.copy()
         if length <= self._limits.min_tokens:
             logprobs[:, self._end_token_ids] = -np.inf
@@ -179,7 +180,7 @@ class BeamSearch:
             # A text that is too short ends all the same where nothing else is left.
             for parent in np.flatnonzero(~np.isfinite(logprobs).any(axis=1)).tolist():
                 logprobs[parent, self._end_token_ids] = with_ends[parent, self._end_token_ids]
-            candidates = self._ranked(logprobs)
+            candidates = await asyncio.to_thread(self._ranked, logprobs)
             going_on = [candidate for candidate in candidates if not candidate.is_end][: self._settings.width]
             await self._look(going_on, guidance_of)
             behind = {key: guidance_of[key] for key in map(_key, going_on) if key in guidance_of}
@@ -208,6 +209,10 @@ class BeamSearch:
             unsent, beam.unsent = beam.unsent, ()
             beam.rows = (*beam.rows, *await beam.sequence.rows(unsent))
         return beam.rows[0]
+
+    def _all_scores(self, rows: Sequence[Logits]) -> npt.NDArray[np.float64]:
+        """Return `(K, V)`: `_scores` of all hypotheses by their rows."""
+        return np.stack([self._scores(beam, row) for beam, row in zip(self._beams, rows, strict=True)])
 
     def _scores(self, beam: _Hypothesis, logits: Logits) -> npt.NDArray[np.float64]:
         """Return `(V,)`: the text's log-probability with each token more, `-inf` where that is masked."""

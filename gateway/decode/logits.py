@@ -57,12 +57,28 @@ def apply_temperature(logits: Logits, temperature: float) -> Logits:
     return scaled
 
 
-def log_softmax(logits: Logits) -> Logits:
-    """Return the logarithms of the probabilities."""
+def log_sum_exp(logits: Logits) -> np.float64:
+    """Return the logarithm of the sum of the exponentials of a row, in float64: what makes logits log-probabilities."""
     wide = logits.astype(np.float64)
-    wide -= wide.max(axis=-1, keepdims=True)
-    result: Logits = (wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))).astype(np.float32)
+    largest = wide.max()
+    total: np.float64 = largest + np.log(np.exp(wide - largest).sum())
+    return total
+
+
+def log_softmax(logits: Logits) -> Logits:
+    """Return the logarithms of the probabilities of a `(V,)` row."""
+    result: Logits = (logits.astype(np.float64) - log_sum_exp(logits)).astype(np.float32)
     return result
+
+
+def ranked_best(logits: Logits, num_best: int) -> list[int]:
+    """Return the ids of the best of a `(V,)` row, best first, of equals the lowest first; none that is out."""
+    if num_best == 0:
+        return []
+    place = max(0, len(logits) - num_best)
+    candidates = np.flatnonzero((logits >= np.partition(logits, place)[place]) & (logits > -np.inf))
+    best: list[int] = candidates[np.argsort(-logits[candidates], kind="stable")][:num_best].tolist()
+    return best
 
 
 def keep_top_k(logits: Logits, top_k: int) -> Logits:

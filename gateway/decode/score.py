@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from gateway.decode.interfaces import Logits
+from gateway.decode.logits import log_sum_exp, ranked_best
 from gateway.decode.sequence import ModelSequence
 from services.vocabulary import Vocabulary, has_token, unpack_bitmask
 from services.vocabulary.bitmask import Bitmask
@@ -76,38 +78,41 @@ async def score(
     for start in range(0, len(token_ids), num_rows):
         chunk = token_ids[start : min(start + num_rows, num_sent)]
         rows = [row, *(await sequence.rows(chunk) if chunk else ())]
-        for index, token_id in enumerate(token_ids[start : start + num_rows]):
-            mask = None if masks is None else masks[start + index]
-            tokens.append(_token(rows[index], token_id, vocabulary, mask, num_top))
+        here = slice(start, start + num_rows)
+        masks_here = repeat(None) if masks is None else masks[here]
+        # Milliseconds a row with a large vocabulary: not on the event loop.
+        tokens += await asyncio.to_thread(_tokens, rows, token_ids[here], masks_here, vocabulary, num_top)
         row = rows[-1]
     if not end_token_ids:
         return TextScore(tuple(tokens))
-    wide = row.astype(np.float64)
-    return TextScore(tuple(tokens), float(_log_sum_exp(wide[list(end_token_ids)]) - _log_sum_exp(wide)))
+    return TextScore(tuple(tokens), float(log_sum_exp(row[list(end_token_ids)]) - log_sum_exp(row)))
+
+
+def _tokens(
+    rows: Sequence[Logits],
+    token_ids: Sequence[int],
+    masks: Iterable[Bitmask | None],
+    vocabulary: Vocabulary,
+    num_top: int,
+) -> list[TokenLogprob]:
+    """Score tokens, each by the `(V,)` row before it."""
+    return [
+        _token(row, token_id, vocabulary, mask, num_top)
+        for row, token_id, mask in zip(rows, token_ids, masks, strict=False)
+    ]
 
 
 def _token(row: Logits, token_id: int, vocabulary: Vocabulary, mask: Bitmask | None, num_top: int) -> TokenLogprob:
-    wide = row.astype(np.float64)
-    total = _log_sum_exp(wide)
+    total = log_sum_exp(row)
     masked_logprob = removed_mass = None
     if mask is not None:
-        allowed = _log_sum_exp(wide[unpack_bitmask(mask, len(row))])
-        masked_logprob = min(0.0, max(_LEAST_LOGPROB, float(wide[token_id] - allowed)))
+        allowed = log_sum_exp(row[unpack_bitmask(mask, len(row))])
+        masked_logprob = min(0.0, max(_LEAST_LOGPROB, float(row[token_id] - allowed)))
         removed_mass = max(0.0, float(-np.expm1(allowed - total)))
-    best = np.argsort(-row, kind="stable")[:num_top].tolist() if num_top else []
     top = tuple(
-        TopLogprob(
-            other, vocabulary.spelling(other), float(wide[other] - total), mask is None or has_token(mask, other)
-        )
-        for other in best
-        if np.isfinite(row[other])
+        TopLogprob(other, vocabulary.spelling(other), float(row[other] - total), mask is None or has_token(mask, other))
+        for other in ranked_best(row, num_top)
     )
     # A model may rule a token out; what goes over the wire is a number.
-    logprob = max(_LEAST_LOGPROB, float(wide[token_id] - total))
+    logprob = max(_LEAST_LOGPROB, float(row[token_id] - total))
     return TokenLogprob(token_id, vocabulary.spelling(token_id), logprob, masked_logprob, removed_mass, top)
-
-
-def _log_sum_exp(values: npt.NDArray[np.float64]) -> np.float64:
-    largest = values.max()
-    result: np.float64 = largest + np.log(np.exp(values - largest).sum())
-    return result
