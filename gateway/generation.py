@@ -107,7 +107,7 @@ class Generation:
         self._dropping: set[asyncio.Task[None]] = set()
         self._guide: Guide | None = None
         if request.constraint is not None:
-            constraint = self._preamble().constraint_behind(request.constraint, self._healed)
+            constraint = self._preamble().constraint_behind(request.constraint)
             self._guide = Guide(calls, constraint, request.compile_options)
         self._prompt.append(prompt_token_ids)
 

@@ -26,10 +26,10 @@ class Preamble:
 
     def __init__(self, *, healed: str = "", reasoning_end: str | None = None) -> None:
         """Expect `healed`, then free text up to the first `reasoning_end` where that is given, then the answer."""
-        self._num_left = len(healed)
+        self._healed = healed
+        self._num_healed_left = len(healed)
         self._end = reasoning_end
         self._matcher = StopMatcher(() if reasoning_end is None else (reasoning_end,))
-        self._text = ""
         self.reasoning = ""
         self.answer = ""
 
@@ -40,23 +40,19 @@ class Preamble:
 
     def push(self, text: str) -> Parted:
         """Take the next piece of the text. What may become the end of the reasoning is held back."""
-        num_healed = min(self._num_left, len(text))
-        self._num_left -= num_healed
-        text = text[num_healed:]
-        reasoning, answer = "", text
+        num_healed = min(self._num_healed_left, len(text))
+        self._num_healed_left -= num_healed
+        reasoning, answer = "", text[num_healed:]
         if self.is_reasoning:
-            assert self._end is not None
-            self._text += text
-            reasoning, answer = self._matcher.push(text), ""
-            if self._matcher.is_stopped:
-                answer = self._text[self._text.index(self._end) + len(self._end) :]
+            reasoning = self._matcher.push(answer)
+            answer = self._matcher.rest
         self.reasoning += reasoning
         self.answer += answer
         return Parted(reasoning, answer)
 
-    def constraint_behind(self, constraint: Constraint, healed: str) -> Constraint:
+    def constraint_behind(self, constraint: Constraint) -> Constraint:
         """Return what the whole text must satisfy, where the answer must satisfy `constraint`."""
-        parts = [Constraint("literal", healed)] if healed else []
+        parts = [Constraint("literal", self._healed)] if self._healed else []
         parts += [Constraint("until", self._end)] if self._end is not None else []
         return Constraint("sequence", parts=(*parts, constraint)) if parts else constraint
 

@@ -16,9 +16,11 @@ class StopMatcher:
         self._longest = max(map(len, stops), default=0)
         self._held = ""
         self.is_stopped = False
+        self.rest = ""
+        """What the piece that completed a stop text has behind it."""
 
     def push(self, text: str) -> str:
-        """Return the text that may go out. Sets `is_stopped` when a stop text was met; what follows it is dropped."""
+        """Return the text that may go out. Sets `is_stopped` when a stop text was met; later pieces are dropped."""
         if self.is_stopped:
             return ""
         text = self._held + text
@@ -26,7 +28,9 @@ class StopMatcher:
         if found:
             self.is_stopped = True
             self._held = ""
-            return text[: min(found)[1]]
+            end, start = min(found)
+            self.rest = text[end:]
+            return text[:start]
         lengths = range(min(self._longest - 1, len(text)), 0, -1)
         num_held = next((length for length in lengths if self._may_begin(text[-length:])), 0)
         self._held = text[len(text) - num_held :]

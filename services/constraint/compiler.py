@@ -289,12 +289,12 @@ class GrammarCompiler:
     async def _compiled(self, asked: _Asked) -> _Compiled:
         started = time.perf_counter()
         stored = await self._compile(asked.source, asked.options)
-        compiled = await _run_in(self._builders, lambda: self._read(stored, asked, secrets.randbits(64)))
+        compiled = await _run_in(self._builders, lambda: self._read(stored, asked))
         metrics.COMPILE_SECONDS.observe(time.perf_counter() - started)
         return compiled
 
-    def _read(self, stored: StoredGrammar, asked: _Asked, epoch: int) -> _Compiled:
-        """Make all that needs no other grammar.
+    def _read(self, stored: StoredGrammar, asked: _Asked, epoch: int | None = None) -> _Compiled:
+        """Make all that needs no other grammar. `epoch` is one that somebody was told already.
 
         Raises:
             ValueError: `stored` was not written by a compiler, or its opening is of another grammar.

@@ -15,7 +15,7 @@ import pytest
 from espalier.v1 import gateway_pb2 as pb
 from espalier.v1 import gateway_pb2_grpc, types_pb2
 
-from gateway.cli.generate import describe_model
+from gateway.cli.model_info import describe_model
 from tests.integration.test_gateway import RECORD, generate, generation, no_open_sequences, refused, schema
 from tests.support.stack import TestStack, running_stack
 
