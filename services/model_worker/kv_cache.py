@@ -22,8 +22,7 @@ import torch
 
 from services.model_worker.model.attention import BLOCK_TOKENS
 from services.model_worker.model.config import ModelConfig
-
-_CPU = torch.device("cpu")
+from services.model_worker.model.device import CPU
 
 ROOT_KEY = b""
 """The key before a sequence's first block."""
@@ -36,7 +35,7 @@ class OutOfBlocksError(Exception):
 class KvCache:
     """Blocks, their reference counts and their memory. Used by one thread."""
 
-    def __init__(self, config: ModelConfig, num_blocks: int, dtype: torch.dtype, device: torch.device = _CPU) -> None:
+    def __init__(self, config: ModelConfig, num_blocks: int, dtype: torch.dtype, device: torch.device = CPU) -> None:
         shape = (config.num_hidden_layers, 2, config.num_key_value_heads, num_blocks + 1, BLOCK_TOKENS, config.head_dim)
         if device.type == "cpu":
             # NumPy's zeros, not torch's: their pages are taken from the system only when they are written.

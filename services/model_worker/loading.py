@@ -10,8 +10,9 @@ from pathlib import Path
 import structlog
 import torch
 
-from services.model_worker.model.checkpoint import CPU, CheckpointError
+from services.model_worker.model.checkpoint import CheckpointError
 from services.model_worker.model.cost import Cost, cost_of
+from services.model_worker.model.device import CPU
 from services.model_worker.model.gguf_file import GgufFile, gguf_config, load_gguf
 from services.model_worker.model.huggingface import holds_safetensors, huggingface_config, load_huggingface
 from services.model_worker.model.transformer import Transformer
@@ -38,24 +39,6 @@ class LoadedModel:
     num_active_parameters: int
     cost: Cost
     dtype: str
-
-
-def device_of(name: str) -> torch.device:
-    """Return what `auto`, `cpu`, `cuda` or `cuda:<number>` means here.
-
-    Raises:
-        ValueError: this machine, or this build of PyTorch, has no such device.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"the device is {name}, but PyTorch {torch.__version__} finds no GPU here: use `cpu` or `auto`"
-        )
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"the device is {name}, but there are only {torch.cuda.device_count()} GPUs")
-    return device
 
 
 def load_model(spec: str, dtype: torch.dtype, device: torch.device = CPU) -> LoadedModel:

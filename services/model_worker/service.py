@@ -10,9 +10,10 @@ import torch
 
 from services.model_worker.engine import Engine
 from services.model_worker.kv_cache import KvCache, blocks_within
-from services.model_worker.loading import LoadedModel, device_of, load_model
+from services.model_worker.loading import LoadedModel, load_model
 from services.model_worker.model.attention import BLOCK_TOKENS
 from services.model_worker.model.checkpoint import CheckpointError
+from services.model_worker.model.device import device_of
 from services.model_worker.model.kernels import FAST, NotDeterministicError, deterministic_kernels
 from services.model_worker.routing import RoutingMonitor
 from services.model_worker.settings import WorkerSettings

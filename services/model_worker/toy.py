@@ -11,8 +11,9 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
-from services.model_worker.model.checkpoint import CPU, fill
+from services.model_worker.model.checkpoint import fill
 from services.model_worker.model.config import ModelConfig
+from services.model_worker.model.device import CPU
 from services.model_worker.model.transformer import Transformer
 from services.model_worker.tokenizer import TokenizerFiles
 

@@ -238,12 +238,11 @@ class Attention(nn.Module):
         num_all_heads = self.num_heads + 2 * self.num_kv_heads
         self.attend: Attend = attend_fused
         self.qkv = Linear(config.hidden_size, num_all_heads * self.head_dim, has_bias=config.has_qkv_bias)
-        self.norms_heads = config.qk_norm == "head"
-        if config.qk_norm != "none":
-            num_queries, num_keys = (1, 1) if self.norms_heads else (self.num_heads, self.num_kv_heads)
+        self.qk_norm = config.qk_norm
+        if self.qk_norm != "none":
+            num_queries, num_keys = (1, 1) if self.qk_norm == "head" else (self.num_heads, self.num_kv_heads)
             self.q_norm = RmsNorm(num_queries * self.head_dim, config.rms_norm_eps)
             self.k_norm = RmsNorm(num_keys * self.head_dim, config.rms_norm_eps)
-        self.has_norms = config.qk_norm != "none"
         self.output = Linear(self.num_heads * self.head_dim, config.hidden_size)
 
     def forward(self, x: Tensor, rotary: Tensor, layer_cache: Tensor, plan: AttentionPlan) -> Tensor:
@@ -253,7 +252,7 @@ class Attention(nn.Module):
         BLOCK_TOKENS, D)`, written at the plan's slots. Returns `(N, hidden_size)`.
         """
         qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # (N, Hq + 2 Hkv, D)
-        if self.has_norms:
+        if self.qk_norm != "none":
             self._norm_(qkv)
         rotate_(qkv[:, : self.num_heads + self.num_kv_heads], rotary)
         keys_values = qkv[:, self.num_heads :].unflatten(1, (2, self.num_kv_heads))  # (N, 2, Hkv, D)
@@ -271,7 +270,7 @@ class Attention(nn.Module):
             (self.k_norm, self.num_heads, self.num_heads + self.num_kv_heads),
         ):
             heads = qkv[:, first:last]
-            normed = norm(heads if self.norms_heads else heads.flatten(1))
+            normed = norm(heads if self.qk_norm == "head" else heads.flatten(1))
             qkv[:, first:last] = normed.view(heads.shape)
 
     def _attend(self, queries: Tensor, layer_cache: Tensor, group: AttentionGroup) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import structlog
 import torch
@@ -12,9 +12,8 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from services.model_worker.model.device import CPU
 from services.model_worker.model.transformer import Transformer
-
-CPU: Final = torch.device("cpu")
 
 _T = TypeVar("_T")
 

@@ -17,8 +17,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from services.model_worker.model.checkpoint import CPU, CheckpointError, fill, some, tracked
+from services.model_worker.model.checkpoint import CheckpointError, fill, some, tracked
 from services.model_worker.model.config import ModelConfig
+from services.model_worker.model.device import CPU
 from services.model_worker.model.rope import FactorScaling, LinearScaling, RopeScaling, interleave_rows
 from services.model_worker.model.transformer import Transformer
 

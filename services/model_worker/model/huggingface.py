@@ -19,8 +19,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from services.model_worker.model.checkpoint import CPU, CheckpointError, fill, some, tracked
+from services.model_worker.model.checkpoint import CheckpointError, fill, some, tracked
 from services.model_worker.model.config import ModelConfig
+from services.model_worker.model.device import CPU
 from services.model_worker.model.layouts import LAYOUTS, Settings, read_config
 from services.model_worker.model.rope import interleave_rows
 from services.model_worker.model.transformer import Transformer

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from services.model_worker.model.attention import KEY_TILE, Attend, attend_by_tiles, attend_fused
 from services.model_worker.model.config import ModelConfig
+from services.model_worker.model.device import CPU
 from services.model_worker.model.linear import MakeProduct, PlainProduct, Product, fastest_product
-
-_CPU = torch.device("cpu")
 
 MAX_TILE_ROWS = 128
 _MIN_TILE_ROWS = 4
@@ -37,7 +36,7 @@ DEFINITION = Kernels(PlainProduct)
 FAST = Kernels(fastest_product)
 
 
-def deterministic_kernels(config: ModelConfig, device: torch.device = _CPU) -> Kernels:
+def deterministic_kernels(config: ModelConfig, device: torch.device = CPU) -> Kernels:
     """Return kernels with which a row's result has the same bits alone, in any batch and in any piece of a prompt.
 
     For one machine, type and number of threads. What this rests on is tried on random numbers: here for attention, and

@@ -11,9 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from services.model_worker.kv_cache import KvCache
-from services.model_worker.loading import device_of
 from services.model_worker.model.attention import Attention, SequenceSlice, plan_attention
 from services.model_worker.model.config import ModelConfig
+from services.model_worker.model.device import device_of
 from services.model_worker.model.kernels import FAST, NotDeterministicError, deterministic_kernels
 from services.model_worker.toy import CONFIG, toy_model
 from tests.support.toy_model import DrivenEngine, random_tokens
