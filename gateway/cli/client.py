@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -149,6 +150,11 @@ class ConstraintClient:
 def as_json(message: Any) -> dict[str, Any]:
     """Show a message as JSON values, with the contract's field names."""
     return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+
+
+def print_json(message: Any) -> None:
+    """Print a message as one line of JSON."""
+    print(json.dumps(as_json(message), ensure_ascii=False), flush=True)
 
 
 def finish_reason(result: gateway_pb2.GenerationResult) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from gateway.cli.client import GatewayClient, as_json, enforcement, finish_reason, make_constraint, make_generation
+from gateway.cli.client import GatewayClient, enforcement, finish_reason, make_constraint, make_generation, print_json
 from gateway.cli.errors import BAD_USAGE, CommandError
 from services.rpckit.status import InvalidRequest
 
@@ -164,7 +164,7 @@ def run(request: Request, *, address: str, timeout_s: float, streams: bool, prin
             result = None
             for piece in client.stream(request.generation):
                 if prints_json:
-                    _print_json(piece)
+                    print_json(piece)
                 elif piece.choice == 0:  # texts side by side would be a jumble: the others are in the JSON
                     sys.stdout.write(piece.reasoning_delta or piece.delta)
                     sys.stdout.flush()
@@ -177,7 +177,7 @@ def run(request: Request, *, address: str, timeout_s: float, streams: bool, prin
             response = client.generate(request.generation)
             result = response.result
             if prints_json:
-                _print_json(response)
+                print_json(response)
                 return
             print("\n---\n".join([response.text, *(choice.text for choice in response.others)]))
     if result is not None:
@@ -204,66 +204,4 @@ def summary(result: Any) -> str:
         f"{finish_reason(result)}, {validated}; {usage.num_prompt_tokens} + {usage.num_completion_tokens} tokens "
         f"({usage.num_forced_tokens} forced) in {usage.num_steps} steps; first after {timing.ttft_us / 1e3:.0f} ms, "
         f"then {timing.tpot_us / 1e3:.1f} ms a token; masks {timing.mask_us / 1e3:.1f} ms in all; seed {result.seed}"
-    )
-
-
-def score(text: str, *, prompt: str, num_top: int, address: str, timeout_s: float, prints_json: bool) -> None:
-    """Print how probable a text is behind a prompt: each token, then all of it.
-
-    Raises:
-        ServiceError: as the gateway answers.
-    """
-    with GatewayClient(address, timeout_s=timeout_s) as client:
-        response = client.score(prompt=prompt, text=text, num_top=num_top)
-    if prints_json:
-        _print_json(response)
-        return
-    for token in response.tokens:
-        others = "  ".join(f"{_shown(top.token)} {top.logprob:.3f}" for top in token.top)
-        print(f"{token.logprob:9.3f}  {_shown(token.token)}" + (f"    of {others}" if others else ""))
-    print(f"{response.logprob:9.3f}  in all, {len(response.tokens)} tokens behind {response.num_prompt_tokens}")
-
-
-def tokenize(text: str, *, address: str, timeout_s: float, prints_json: bool) -> None:
-    """Print a prompt's tokens and their number.
-
-    Raises:
-        ServiceError: as the gateway answers.
-    """
-    with GatewayClient(address, timeout_s=timeout_s) as client:
-        response = client.tokenize(text)
-    if prints_json:
-        _print_json(response)
-        return
-    for token in response.tokens:
-        print(f"{token.id:8}  {_shown(token)}")
-    print(f"{len(response.tokens)} of {response.context_length} tokens")
-
-
-def _shown(token: Any) -> str:
-    return repr(token.spelling.decode(errors="backslashreplace"))
-
-
-def _print_json(message: Any) -> None:
-    print(json.dumps(as_json(message), ensure_ascii=False), flush=True)
-
-
-def describe_model(info: Any) -> str:
-    """Say in a few lines what a `GetModelInfoResponse` says."""
-    experts = (
-        "dense"
-        if info.num_experts == 1
-        else f"{info.num_experts} experts, {info.num_experts_per_tok} of them for each token"
-    )
-    flops = f"{info.flops_per_token / 1e6:,.1f} MFLOP"
-    if info.dense_flops_per_token > info.flops_per_token:
-        flops += f" ({info.dense_flops_per_token / 1e6:,.1f} with all experts)"
-    return "\n".join(
-        [
-            f"{info.name}: {info.architecture}, {info.num_layers} layers, {experts}",
-            f"parameters: {info.num_parameters / 1e6:,.1f} M, {info.num_active_parameters / 1e6:,.1f} M a token; "
-            f"{info.weight_bytes / 1e6:,.0f} MB in {info.dtype} on {info.device}",
-            f"a token: {flops}, and {info.flops_per_context_token / 1e3:,.1f} kFLOP for each token of its context",
-            f"context: {info.context_length:,} tokens; vocabulary: {info.vocab_size:,}, {info.vocabulary_digest[:16]}…",
-        ]
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import sys
 from pathlib import Path
@@ -244,7 +243,7 @@ def score(
     timeout: TimeoutS = 60.0,
 ) -> None:
     """Say how probable a text is, token by token."""
-    from gateway.cli import generate as command  # noqa: PLC0415
+    from gateway.cli import tokens as command  # noqa: PLC0415
 
     command.score(text, prompt=prompt, num_top=top, address=gateway_address, timeout_s=timeout, prints_json=as_json)
 
@@ -257,7 +256,7 @@ def tokenize(
     timeout: TimeoutS = 60.0,
 ) -> None:
     """Show the tokens of a prompt, and how many they are."""
-    from gateway.cli import generate as command  # noqa: PLC0415
+    from gateway.cli import tokens as command  # noqa: PLC0415
 
     command.tokenize(text, address=gateway_address, timeout_s=timeout, prints_json=as_json)
 
@@ -399,13 +398,15 @@ def model_show(
     timeout: TimeoutS = 10.0,
 ) -> None:
     """Say what model a running gateway answers with, and what a token costs."""
-    from gateway.cli.client import GatewayClient  # noqa: PLC0415
-    from gateway.cli.client import as_json as shown  # noqa: PLC0415
-    from gateway.cli.generate import describe_model  # noqa: PLC0415
+    from gateway.cli.client import GatewayClient, print_json  # noqa: PLC0415
+    from gateway.cli.model_info import describe_model  # noqa: PLC0415
 
     with GatewayClient(gateway_address, timeout_s=timeout) as client:
         info = client.model_info()
-    typer.echo(json.dumps(shown(info)) if as_json else describe_model(info))
+    if as_json:
+        print_json(info)
+    else:
+        typer.echo(describe_model(info))
 
 
 CacheConfig = Annotated[
