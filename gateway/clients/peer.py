@@ -129,8 +129,8 @@ class PairedStream(Generic[Response]):
         await asyncio.gather(self._reader, return_exceptions=True)
 
     async def _requests(self) -> AsyncIterator[Any]:
-        while True:
-            yield await self._outgoing.get()
+        while (request := await self._outgoing.get()) is not None:
+            yield request
 
     async def _read(self) -> None:
         broken: ServiceError = self._peer.away("closed the stream; try again")
@@ -150,6 +150,8 @@ class PairedStream(Generic[Response]):
                 timer.cancel()
                 _fail(future, broken)
             self._waiting.clear()
+            # gRPC's task that reads the requests of a call is cancelled with the call, but outlives one that ends.
+            self._outgoing.put_nowait(None)
 
     def _give_up(self, request_id: int) -> None:
         future, _ = self._waiting.pop(request_id)
