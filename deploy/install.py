@@ -23,7 +23,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
-INPUTS = ("pyproject.toml", "constraints.txt", "hatch_build.py")
+# An editable install has a copy of the stubs, made of the contract as it was.
+INPUTS = ("pyproject.toml", "constraints.txt", "hatch_build.py", "protos/espalier/v1/*.proto")
 UV_SETTINGS = ("UV_FIND_LINKS", "UV_INDEX", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL")
 HEAD_TIMEOUT_S = 10
 
@@ -40,7 +41,8 @@ def main() -> int:
         return 1
     extra = sys.argv[1] if len(sys.argv) > 1 else "all"
     stamp = VENV / f".espalier-{extra}"
-    inputs = hashlib.sha256(b"".join((ROOT / name).read_bytes() for name in INPUTS)).hexdigest()
+    files = [file for pattern in INPUTS for file in sorted(ROOT.glob(pattern))]
+    inputs = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     if stamp.is_file() and stamp.read_text() == inputs and (ROOT / "gen" / "espalier").is_dir():
         return 0
     started = time.monotonic()

@@ -22,6 +22,7 @@ async def run(settings: GatewaySettings) -> None:
         register=lambda server: gateway_pb2_grpc.add_GatewayServiceServicer_to_server(GatewayServicer(gateway), server),
         full_service_names=[FULL_SERVICE_NAME],
         start=gateway.start,
+        drain=gateway.draining.set,
         stop=gateway.stop,
     )
 

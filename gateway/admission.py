@@ -20,13 +20,13 @@ class Admission:
         self._num_queued = 0
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Wait for a turn and hold it.
+    async def turn(self, *, is_patient: bool = False) -> AsyncIterator[None]:
+        """Wait for a turn and hold it. One that `is_patient` is a stream's, which sends no more before it has answers.
 
         Raises:
             OutOfCapacity: too many wait already.
         """
-        if self._turns.locked() and self._num_queued >= self._max_queued:
+        if not is_patient and self._turns.locked() and self._num_queued >= self._max_queued:
             raise OutOfCapacity(
                 f"{self._max_running} generations run and {self._num_queued} wait, which is all this gateway takes: "
                 "try again later",

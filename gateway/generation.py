@@ -16,6 +16,7 @@ from gateway import metrics
 from gateway.clients.constraint import ConstraintCalls
 from gateway.clients.model_worker import WorkerSteps
 from gateway.decode.beam import BeamSearch, BeamSettings, BeamText
+from gateway.decode.draws import Draw
 from gateway.decode.guided import Guide
 from gateway.decode.interfaces import KeywordReport
 from gateway.decode.limits import Account, FinishReason, Limits
@@ -45,6 +46,8 @@ class GenerationResult:
     is_complete: bool
     is_validated: bool
     token_ids: tuple[int, ...]
+    spellings: tuple[bytes, ...]
+    """The bytes of each token."""
     keywords: tuple[KeywordReport, ...]
     seed: int
     grammar_id: str
@@ -65,6 +68,8 @@ class GenerationResult:
     logprob: float | None = None
     score: float | None = None
     reasoning: str = ""
+    draws: tuple[Draw | None, ...] = ()
+    """What the model thought of each token, where the request watches; None for what the constraint forced."""
 
 
 Emit: TypeAlias = Callable[[int, Delta | GenerationResult], Awaitable[None]]
@@ -166,6 +171,7 @@ class Generation:
             prefix=self._healed.encode(),
             interjection=self._reasoning_end(preamble),
             keeps_masks=request.num_top_logprobs is not None,
+            watches_draws=request.watches_draws,
         )
         finish_reason = await loop.run()
         if request.value_events and (rest := values.finish()):
@@ -178,9 +184,8 @@ class Generation:
             forward_us=sequence.forward_us,
             mask_us=0 if guide is None else guide.mask_us,
         )
-        result = await self._judged(
-            await self._scored(replace(result, reasoning=preamble.reasoning), loop.account.masks)
-        )
+        result = replace(result, reasoning=preamble.reasoning, draws=tuple(loop.account.draws))
+        result = await self._judged(await self._scored(result, loop.account.masks))
         if request.is_ranked and result.logprob is not None:
             result = replace(result, score=result.logprob / max(1, len(result.token_ids)))
         self._count(result, loop.account)
@@ -311,6 +316,7 @@ class Generation:
             is_complete=finish_reason != "length",
             is_validated=False,
             token_ids=tuple(account.token_ids),
+            spellings=tuple(map(self._vocabulary.spelling, account.token_ids)),
             keywords=compiled.keywords if compiled is not None else (),
             seed=self._request.sampling.seed,
             grammar_id=compiled.grammar_id if compiled is not None else "",

@@ -42,3 +42,4 @@ ROLLED_BACK_TOKENS = Counter(
 VALIDATION_FAILURES = Counter(
     "espalier_gateway_validation_failures", "Finished texts that the validator refused: bugs, each of them."
 )
+EXTRACTIONS = Counter("espalier_gateway_extractions", "Documents by what came of them.", ["status"])

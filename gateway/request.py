@@ -65,9 +65,10 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """A conversation, oldest message first."""
+    """A conversation, oldest message first; `plain` is the same as raw text, for models that have no chat template."""
 
     messages: tuple[Message, ...]
+    plain: str | None = None
 
     def __post_init__(self) -> None:
         if not self.messages:
@@ -119,6 +120,8 @@ class GenerationRequest:
     heals_prompt: bool = False
     value_events: bool = False
     reasoning: Reasoning | None = None
+    watches_draws: bool = False
+    """Keep what the model thought of the tokens that it chose. Only with a constraint; a beam watches nothing."""
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 1:

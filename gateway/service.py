@@ -55,7 +55,9 @@ class Gateway:
     """Generations over one model worker and one constraint service."""
 
     def __init__(self, settings: GatewaySettings) -> None:
-        self._settings = settings
+        self.settings = settings
+        self.draining = asyncio.Event()
+        """Set when the server is told to stop: streams that could go on for ever end what they have begun."""
         self._worker = ModelWorkerClient(settings.worker_address, step_timeout_s=settings.max_step_s)
         self._constraint = ConstraintClient(settings.constraint_address, advance_timeout_s=settings.max_advance_s)
         self._admission = Admission(settings.max_running, settings.max_queued)
@@ -68,7 +70,7 @@ class Gateway:
 
         After that the gateway serves all the same, and each request is told which service is away.
         """
-        until = time.monotonic() + self._settings.startup_wait_s
+        until = time.monotonic() + self.settings.startup_wait_s
         last_logged = float("-inf")
         while True:
             try:
@@ -94,7 +96,7 @@ class Gateway:
 
     async def model(self) -> Model:
         """Say what model answers now."""
-        await self._worker.peer.connect(self._settings.connect_wait_s)
+        await self._worker.peer.connect(self.settings.connect_wait_s)
         model = await self._worker.model()
         return model if await self._worker.check(model, ()) else await self._worker.refresh(model)
 
@@ -105,11 +107,12 @@ class Gateway:
         *,
         deadline_s: float | None = None,
         metadata: Metadata = (),
+        is_patient: bool = False,
     ) -> list[GenerationResult]:
         """Write the texts of a request; pieces go to `emit` as they are written, then each text's result.
 
-        `deadline_s` is what the caller has left. Everything the generation opened is released when this returns,
-        raises or is cancelled.
+        `deadline_s` is what the caller has left; a caller that `is_patient` waits for its turn however many others do.
+        Everything the generation opened is released when this returns, raises or is cancelled.
 
         Raises:
             ServiceError: see the contract of `GatewayService.Generate`.
@@ -118,15 +121,15 @@ class Gateway:
         outcome = "CANCELLED"
 
         async def write(deadline: float) -> list[GenerationResult]:
-            await self._worker.peer.connect(self._settings.connect_wait_s)
+            await self._worker.peer.connect(self.settings.connect_wait_s)
             if request.constraint is not None:
-                await self._constraint.peer.connect(self._settings.connect_wait_s)
+                await self._constraint.peer.connect(self.settings.connect_wait_s)
             return await self._with_model(
                 lambda model: self._generate(request, emit, arrived, deadline, metadata, model)
             )
 
         try:
-            results = await self._in_turn(write, deadline_s)
+            results = await self._in_turn(write, deadline_s, is_patient=is_patient)
             outcome = results[0].finish_reason
             return results
         except ServiceError as error:
@@ -148,7 +151,7 @@ class Gateway:
         """
 
         async def ask(deadline: float) -> tuple[TextScore, int]:
-            await self._worker.peer.connect(self._settings.connect_wait_s)
+            await self._worker.peer.connect(self.settings.connect_wait_s)
             return await self._with_model(lambda model: self._score(request, deadline, metadata, model))
 
         return await self._in_turn(ask, deadline_s)
@@ -166,17 +169,19 @@ class Gateway:
         spellings = (model.vocabulary.spelling(token_id) for token_id in token_ids)
         return b"".join(spellings).decode(errors="replace")
 
-    async def _in_turn(self, work: Callable[[float], Awaitable[_T]], deadline_s: float | None) -> _T:
+    async def _in_turn(
+        self, work: Callable[[float], Awaitable[_T]], deadline_s: float | None, *, is_patient: bool = False
+    ) -> _T:
         """Do what the limits let in, which gets the `time.monotonic` it must end by.
 
         Raises:
             OutOfCapacity: too many others wait.
             DeadlineExceeded: it takes longer than the caller or the settings allow.
         """
-        seconds = min(self._settings.max_request_s, deadline_s if deadline_s is not None else float("inf"))
+        seconds = min(self.settings.max_request_s, deadline_s if deadline_s is not None else float("inf"))
         deadline = time.monotonic() + seconds
         try:
-            async with asyncio.timeout(seconds), self._admission.turn():
+            async with asyncio.timeout(seconds), self._admission.turn(is_patient=is_patient):
                 return await work(deadline)
         except TimeoutError:
             raise DeadlineExceeded(f"the text was not finished within {seconds:.3g} seconds") from None
@@ -297,12 +302,14 @@ class Gateway:
             case TextPrompt():
                 self._check_size("prompt", len(prompt.text.encode()))
                 return await asyncio.to_thread(model.vocabulary.encode_prompt, prompt.text)
+            case ChatPrompt(plain=str(plain)) if model.chat_template is None:
+                return await self._encode(TextPrompt(plain), model)
             case ChatPrompt():
                 self._check_size("chat", sum(len(message.content.encode()) for message in prompt.messages))
                 return await asyncio.to_thread(self._template_of(model).encode, prompt)
 
     def _check_size(self, name: str, num_bytes: int) -> None:
-        limit = self._settings.max_input_bytes
+        limit = self.settings.max_input_bytes
         if num_bytes > limit:
             raise InvalidRequest(
                 f"`{name}` has {num_bytes} bytes; at most {limit} are taken", field=f"generation.{name}", limit=limit
@@ -326,10 +333,10 @@ class Gateway:
         return Limits(
             max_tokens=request.max_tokens or min(DEFAULT_MAX_TOKENS, num_left),
             is_context_bound=is_context_bound,
-            forced_grace_s=self._settings.forced_grace_ms / 1e3,
-            max_budget_draws=self._settings.max_budget_draws,
-            max_rollbacks=self._settings.max_rollbacks,
-            max_rollback_tokens=self._settings.max_rollback_tokens,
+            forced_grace_s=self.settings.forced_grace_ms / 1e3,
+            max_budget_draws=self.settings.max_budget_draws,
+            max_rollbacks=self.settings.max_rollbacks,
+            max_rollback_tokens=self.settings.max_rollback_tokens,
             min_tokens=request.min_tokens,
         )
 

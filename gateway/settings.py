@@ -25,6 +25,9 @@ class GatewaySettings(ServiceSettings):
     )
     max_running: int = Field(16, ge=1, le=4096, description="Generations at the same time.")
     max_queued: int = Field(64, ge=0, le=65536, description="Generations that wait for their turn; more are refused.")
+    max_batch_concurrent: int = Field(
+        16, ge=1, le=4096, description="Documents of one ExtractBatch at the same time; others wait in their client."
+    )
     max_request_s: float = Field(600.0, gt=0, description="Time of one generation, also where the caller allows more.")
     max_step_s: float = Field(120.0, gt=0, description="Time of one step of the worker, a long prompt's included.")
     max_advance_s: float = Field(30.0, gt=0, description="Time of one answer of the constraint service to a token.")

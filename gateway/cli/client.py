@@ -83,28 +83,28 @@ class GatewayClient:
 
     def generate(self, generation: gateway_pb2.Generation) -> gateway_pb2.GenerateResponse:
         """Write a text."""
-        with _errors(self._address):
+        with errors_of(self._address):
             return self._stub.Generate(gateway_pb2.GenerateRequest(generation=generation), timeout=self._timeout_s)
 
     def stream(self, generation: gateway_pb2.Generation) -> Iterator[gateway_pb2.GenerateStreamResponse]:
         """Write a text, piece by piece."""
         request = gateway_pb2.GenerateStreamRequest(generation=generation)
-        with _errors(self._address):
+        with errors_of(self._address):
             yield from self._stub.GenerateStream(request, timeout=self._timeout_s)
 
     def score(self, **fields: Any) -> gateway_pb2.ScoreResponse:
         """Say how probable a text is; fields as in `ScoreRequest`."""
-        with _errors(self._address):
+        with errors_of(self._address):
             return self._stub.Score(gateway_pb2.ScoreRequest(**fields), timeout=self._timeout_s)
 
     def tokenize(self, prompt: str) -> gateway_pb2.TokenizeResponse:
         """Cut raw text into tokens."""
-        with _errors(self._address):
+        with errors_of(self._address):
             return self._stub.Tokenize(gateway_pb2.TokenizeRequest(prompt=prompt), timeout=self._timeout_s)
 
     def model_info(self) -> gateway_pb2.GetModelInfoResponse:
         """Ask what model answers."""
-        with _errors(self._address):
+        with errors_of(self._address):
             return self._stub.GetModelInfo(gateway_pb2.GetModelInfoRequest(), timeout=self._timeout_s)
 
 
@@ -131,18 +131,18 @@ class ConstraintClient:
         request = constraint_pb2.CompileRequest(
             constraint=constraint, options=options, vocabulary_digest=vocabulary_digest
         )
-        with _errors(self._address):
+        with errors_of(self._address):
             return self._stub.Compile(request, timeout=self._timeout_s)
 
     def validate(self, constraint: Any, options: Any, text: bytes) -> constraint_pb2.ValidateResponse:
         """Judge a text."""
         request = constraint_pb2.ValidateRequest(constraint=constraint, options=options, text=text)
-        with _errors(self._address):
+        with errors_of(self._address):
             return self._stub.Validate(request, timeout=self._timeout_s)
 
     def list_grammars(self) -> list[tuple[str, str]]:
         """List the named grammars with what each describes."""
-        with _errors(self._address):
+        with errors_of(self._address):
             answer = self._stub.ListGrammars(constraint_pb2.ListGrammarsRequest(), timeout=self._timeout_s)
         return [(grammar.name, grammar.description) for grammar in answer.grammars]
 
@@ -168,7 +168,8 @@ def enforcement(report: types_pb2.KeywordReport) -> str:
 
 
 @contextlib.contextmanager
-def _errors(address: str) -> Iterator[None]:
+def errors_of(address: str) -> Iterator[None]:
+    """Raise what a service at an address answers, or that it does not, as `ServiceError`."""
     try:
         yield
     except grpc.RpcError as error:

@@ -12,6 +12,31 @@ import typer
 
 from gateway.cli import errors, model
 from gateway.cli.errors import CommandError
+from gateway.cli.options import (
+    BeamWidth,
+    ConstraintAddress,
+    ConstraintFile,
+    DefaultDraft,
+    Documents,
+    Escapes,
+    FormatMode,
+    GatewayAddress,
+    Integers,
+    Lexer,
+    MaxTokens,
+    MinP,
+    Preset,
+    PropertyOrder,
+    Seed,
+    Temperature,
+    TimeoutS,
+    TopK,
+    TopP,
+    UnknownFormats,
+    Whitespace,
+    WhitespacePattern,
+    WorkerAddress,
+)
 from services.rpckit.status import ServiceError
 
 app = typer.Typer(
@@ -24,56 +49,6 @@ model_app = typer.Typer(help="The demo's model.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
 cache_app = typer.Typer(help="The cache of compiled grammars that constraint services share.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
-
-GatewayAddress = Annotated[
-    str, typer.Option(help="The gateway.", envvar="ESPALIER_GATEWAY_ADDRESS", metavar="HOST:PORT|unix:PATH")
-]
-ConstraintAddress = Annotated[
-    str,
-    typer.Option(help="The constraint service.", envvar="ESPALIER_CONSTRAINT_ADDRESS", metavar="HOST:PORT|unix:PATH"),
-]
-WorkerAddress = Annotated[
-    str, typer.Option(help="The model worker.", envvar="ESPALIER_WORKER_ADDRESS", metavar="HOST:PORT|unix:PATH")
-]
-Whitespace = Annotated[
-    Literal["bounded", "compact", "spaced", "pretty", "pattern"] | None,
-    typer.Option(help="White space in JSON. Default: bounded."),
-]
-WhitespacePattern = Annotated[
-    str | None, typer.Option(help="With --whitespace pattern: a regular expression of what may stand there.")
-]
-PropertyOrder = Annotated[
-    Literal["schema", "any"] | None, typer.Option(help="Order of an object's properties. Default: schema.")
-]
-Lexer = Annotated[
-    Literal["dynamic_complete", "contextual"] | None,
-    typer.Option(help="Lark's lexer, of Earley or of LALR, that says what a grammar means. Default: dynamic_complete."),
-]
-ConstraintFile = Annotated[
-    Path | None, typer.Option(help="JSON file with a constraint of any kind, those made of parts too.")
-]
-FormatMode = Annotated[
-    Literal["assert", "annotation"] | None, typer.Option("--format", help="Whether `format` counts. Default: assert.")
-]
-UnknownFormats = Annotated[
-    Literal["annotation", "error"] | None, typer.Option(help="What an unknown `format` is. Default: annotation.")
-]
-Integers = Annotated[
-    Literal["any", "plain"] | None, typer.Option(help="Whether 1.0 and 1e2 are integers, too. Default: any.")
-]
-Escapes = Annotated[
-    Literal["any", "plain"] | None,
-    typer.Option(help="Whether strings may have escapes they do not need. Default: any."),
-]
-DefaultDraft = Annotated[
-    Literal["4", "6", "7", "2019", "2020"] | None,
-    typer.Option(help="Draft of schemas without $schema. Default: 2020."),
-]
-Documents = Annotated[
-    list[str] | None,
-    typer.Option("--document", help="Another schema that $ref may name; several times.", metavar="URI=FILE"),
-]
-TimeoutS = Annotated[float, typer.Option("--timeout", help="Seconds that the call may take.", min=0.001)]
 
 
 @app.command()
@@ -153,23 +128,20 @@ def generate(
     default_draft: DefaultDraft = None,
     document: Documents = None,
     lexer: Lexer = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Most tokens to write.", min=1, max=2**32 - 1)] = None,
+    max_tokens: MaxTokens = None,
     min_tokens: Annotated[int, typer.Option(help="Fewest tokens to write.", min=0, max=2**32 - 1)] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer.")] = None,
-    preset: Annotated[
-        Literal["balanced", "creative", "safe", "deterministic"] | None,
-        typer.Option(help="Temperature, top-k and top-p that go together."),
-    ] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy, the default.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Keep the k most likely tokens.", min=0, max=2**32 - 1)] = None,
-    top_p: Annotated[float | None, typer.Option(help="Keep the fewest tokens that reach this probability.")] = None,
-    min_p: Annotated[float | None, typer.Option(help="Keep tokens with this part of the best probability.")] = None,
+    preset: Preset = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
     repetition_penalty: Annotated[float | None, typer.Option(help="Over 1: what is there comes less again.")] = None,
     presence_penalty: Annotated[float | None, typer.Option(help="Off the logits of tokens of the text.")] = None,
     frequency_penalty: Annotated[float | None, typer.Option(help="The same for each time they are in it.")] = None,
     n: Annotated[int, typer.Option(help="Texts to write.", min=1, max=16)] = 1,
     best_of: Annotated[int | None, typer.Option(help="Texts to draw, of which the best are told.")] = None,
-    beam: Annotated[int | None, typer.Option(help="Search by a beam of this width.")] = None,
+    beam: BeamWidth = None,
     length_penalty: Annotated[float | None, typer.Option(help="With --beam: over 0 favours long texts.")] = None,
     early_stopping: Annotated[
         Literal["estimated", "first", "never"] | None, typer.Option(help="With --beam: when the search ends.")
@@ -181,7 +153,7 @@ def generate(
         str | None, typer.Option(help="Free text first, up to this, for example `</think>`.", metavar="END")
     ] = None,
     heal: Annotated[bool, typer.Option(help="With --prompt that may end inside a token.")] = False,
-    seed: Annotated[int | None, typer.Option(help="Same seed, same text.", min=0, max=2**64 - 1)] = None,
+    seed: Seed = None,
     stream: Annotated[bool, typer.Option(help="Print the text as it is written.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole reply as JSON.")] = False,
     gateway_address: GatewayAddress = "127.0.0.1:50060",
@@ -359,6 +331,138 @@ def check(
     from gateway.cli import check_cases  # noqa: PLC0415
 
     check_cases.run(engine, cases, out, num_workers=workers, num_passes=repeat, is_strict=strict)
+
+
+@app.command()
+def extract(
+    schema: Annotated[
+        str,
+        typer.Option(
+            help="JSON Schema of a record: a file, or a Pydantic model, dataclass or other type by its name.",
+            metavar="FILE|MODULE:TYPE",
+        ),
+    ],
+    source: Annotated[
+        str,
+        typer.Option(
+            "--input",
+            help="Documents: JSON lines, a table, a directory of text files, one text file, or `-` for standard input.",
+            metavar="FILE|DIR|-",
+        ),
+    ],
+    output: Annotated[
+        str, typer.Option(help="Results: JSON lines, or a table where it ends in .csv.", metavar="FILE|-")
+    ] = "-",
+    input_format: Annotated[
+        Literal["jsonl", "csv", "tsv", "text"] | None, typer.Option(help="Default: by the input's name.")
+    ] = None,
+    text_field: Annotated[str, typer.Option(help="Where a document's text is in an object or row.")] = "text",
+    id_field: Annotated[str, typer.Option(help="Where its name is.")] = "id",
+    instructions: Annotated[str | None, typer.Option(help="What the model is told to do.")] = None,
+    examples: Annotated[
+        Path | None, typer.Option(help="JSON lines with `text` and `record`, shown to the model.", exists=True)
+    ] = None,
+    show_schema: Annotated[bool, typer.Option(help="Show the schema to the model, too.")] = True,
+    concurrency: Annotated[int, typer.Option(help="Documents at the same time.", min=1, max=4096)] = 8,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an output that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew where an output is there.")] = False,
+    shard: Annotated[
+        str,
+        typer.Option(help="Only every COUNT-th document; the output gets a name of its own.", metavar="INDEX/COUNT"),
+    ] = "0/1",
+    provenance: Annotated[bool, typer.Option(help="Tell where each extracted string is in its document.")] = False,
+    exact_scores: Annotated[bool, typer.Option(help="Tell exact scores, by one more pass.")] = False,
+    max_tokens: MaxTokens = None,
+    preset: Preset = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    seed: Seed = None,
+    beam: BeamWidth = None,
+    whitespace: Whitespace = None,
+    property_order: PropertyOrder = None,
+    format_mode: FormatMode = None,
+    default_draft: DefaultDraft = None,
+    document: Documents = None,
+    gateway_address: GatewayAddress = "127.0.0.1:50060",
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds that one document may take.", min=0.001, max=4e6)
+    ] = None,
+    patience: Annotated[
+        float, typer.Option(help="Seconds to wait for services that are away before the job ends.", min=0)
+    ] = 120.0,
+) -> None:
+    """Make validated records of documents, each exactly once.
+
+    Ends with 0 when every document has a record that satisfies the schema, with 3 when some have not.
+    """
+    from gateway.cli.extract import documents  # noqa: PLC0415
+    from gateway.cli.extract import run as command  # noqa: PLC0415
+    from gateway.cli.extract.schema import read_schema  # noqa: PLC0415
+    from gateway.cli.generate import read_options  # noqa: PLC0415
+
+    schema_text = read_schema(schema)
+    extraction = command.make_extraction(
+        schema=schema_text,
+        options=read_options(
+            documents=tuple(document or ()),
+            default_draft=default_draft,
+            whitespace=whitespace,
+            property_order=property_order,
+            format=format_mode,
+        ),
+        instructions=instructions,
+        examples=examples,
+        shows_schema=show_schema,
+        sampling={
+            "preset": preset,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "seed": seed,
+        },
+        beam=None if beam is None else {"width": beam},
+        max_tokens=max_tokens,
+        timeout_s=timeout,
+        provenance=provenance,
+        exact_scores=exact_scores,
+    )
+    with documents.Documents(source, format=input_format, text_field=text_field, id_field=id_field) as opened:
+        code = command.run(
+            schema_text,
+            extraction,
+            opened,
+            output=output,
+            address=gateway_address,
+            concurrency=concurrency,
+            shard=command.Shard.parse(shard),
+            resumes=resume,
+            overwrites=overwrite,
+            patience_s=patience,
+            input_fields={"text_field": text_field, "id_field": id_field},
+        )
+    raise typer.Exit(code)
+
+
+@app.command()
+def samples(
+    directory: Annotated[Path, typer.Argument(help="Where to write them.")],
+    kind: Annotated[list[str] | None, typer.Option(help="Only this kind; several times.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many of each kind.", min=1)] = None,
+) -> None:
+    """Write documents with exact known records, of what Debian and Python installations carry, and their schemas."""
+    from gateway import samples as command  # noqa: PLC0415
+
+    kinds = kind or list(command.KINDS)
+    if unknown := sorted(set(kinds) - set(command.KINDS)):
+        raise CommandError(f"no kind {', '.join(unknown)}; there are {', '.join(command.KINDS)}", errors.BAD_USAGE)
+    try:
+        for name, num_documents in command.write(directory, kinds, limit=limit).items():
+            typer.echo(f"{name}: {num_documents or 'none on this machine'}")
+    except OSError as error:
+        raise CommandError(f"cannot write to {directory}: {error.strerror}") from None
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gateway.decode.draws import Draw
 from services.rpckit.status import BudgetTooSmall, ContextExceeded, DeadEnd, ServiceError, UnsatisfiableGrammar
 from services.vocabulary.bitmask import Bitmask
 
@@ -40,6 +41,8 @@ class Account:
     """When (`time.perf_counter`) each token was written."""
     masks: list[Bitmask] = field(default_factory=list)
     """What was allowed in the place of each token, where that is kept."""
+    draws: list[Draw | None] = field(default_factory=list)
+    """What the model thought of each token of a constrained text, where that is watched; None: it had no say in it."""
     num_forced_tokens: int = 0
     mask_wait_s: float = 0.0
     num_budget_rollbacks: int = 0

@@ -11,6 +11,7 @@ from typing import Final
 
 import numpy as np
 
+from gateway.decode.draws import Draw, observe
 from gateway.decode.guided import Guide
 from gateway.decode.interfaces import Guidance, Logits, MatcherState
 from gateway.decode.limits import Account, FinishReason, Limits, check_rollbacks, no_text, refuse_small_budget
@@ -47,6 +48,7 @@ class _Taken:
     token_id: int
     guidance: Guidance | None
     is_sent: bool
+    draw: Draw | None = None
 
 
 class DecodeLoop:
@@ -71,6 +73,7 @@ class DecodeLoop:
         prefix: bytes = b"",
         interjection: Callable[[int], Sequence[int]] = lambda num_tokens: (),
         keeps_masks: bool = False,
+        watches_draws: bool = False,
     ) -> None:
         """`plain_mask` `(V,)` has the tokens that free text may use: those with bytes, and the end tokens.
 
@@ -89,6 +92,7 @@ class DecodeLoop:
         self._prefix = prefix
         self._interjection = interjection
         self._keeps_masks = keeps_masks
+        self._watches_draws = watches_draws
         self._is_bound_by_budget = False
         self._points: list[_Point] = []
         """From the last state that is settled to the one that is reached."""
@@ -165,7 +169,7 @@ class DecodeLoop:
                 break
             self._num_sent += taken.is_sent
             guide.take(taken.token_id, taken.guidance)
-            self._write_guided([taken.token_id, *taken.guidance.forced_token_ids], taken.guidance)
+            self._write_guided([taken.token_id, *taken.guidance.forced_token_ids], taken.guidance, taken.draw)
         self._is_bound_by_budget |= self._num_left == 0 and not self._may_only_end(guide.guidance)
         return "budget_closed" if self._is_bound_by_budget else "stop"
 
@@ -219,7 +223,10 @@ class DecodeLoop:
                 self.account.num_budget_rollbacks += 1
                 point.num_too_long += 1
             else:
-                return _Taken(token_id, following, is_sent)
+                draw = None
+                if self._watches_draws and logits is not None:
+                    draw = observe(logits, bool_mask, token_id)
+                return _Taken(token_id, following, is_sent, draw)
             point.refused.add(token_id)
         return None
 
@@ -252,6 +259,7 @@ class DecodeLoop:
         del account.token_ids[point.num_tokens :]
         del account.written_at[point.num_tokens :]
         del account.masks[point.num_tokens :]
+        del account.draws[point.num_tokens :]
         account.num_forced_tokens -= num_taken_back - 1
         self._num_sent = min(self._num_sent, point.num_tokens)
 
@@ -318,7 +326,7 @@ class DecodeLoop:
     def _num_left(self) -> int:
         return self._limits.max_tokens - len(self.account.token_ids)
 
-    def _write_guided(self, token_ids: Sequence[int], guidance: Guidance) -> None:
+    def _write_guided(self, token_ids: Sequence[int], guidance: Guidance, draw: Draw | None = None) -> None:
         """Write a chosen token, if any, and what it forced; `guidance` speaks of what follows."""
         if self._keeps_masks:
             chosen = [self._points[-1].guidance.bitmask] if len(token_ids) > len(guidance.forced_token_ids) else []
@@ -332,6 +340,7 @@ class DecodeLoop:
                 self.output.settle()
             for index, token_id in enumerate(token_ids):
                 self._write(token_id, is_forced=index >= num_chosen, is_settled=guidance.is_settled)
+                self.account.draws.append(draw if index < num_chosen else None)
         except UnicodeDecodeError as error:
             raise _not_utf8() from error
         self._points.append(_Point(guidance, len(self.account.token_ids)))

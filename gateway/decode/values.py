@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 _SPACE: Final = frozenset(" \t\n\r")
@@ -16,6 +16,8 @@ class Value:
 
     pointer: str
     json: str
+    start: int = field(default=0, compare=False)
+    """Where it begins in the text, in characters."""
 
 
 @dataclass(slots=True)
@@ -53,7 +55,7 @@ class ValueScanner:
         """Return the value that only the end of the text completes: a number, or a word, that is all of it."""
         if self._start is None or self._open:
             return ()
-        return (Value("", self._text[self._start :].rstrip()),)
+        return (Value("", self._text[self._start :].rstrip(), self._start),)
 
     def _read(self, char: str, found: list[Value]) -> bool:
         """Read on; False where the rest of a string has not come yet."""
@@ -63,13 +65,13 @@ class ValueScanner:
             if char not in _ENDS_SCALAR:
                 self._at += 1
                 return True
-            found.append(Value(self._pointer(), self._text[self._start : self._at]))
+            found.append(Value(self._pointer(), self._text[self._start : self._at], self._start))
             self._start = None
         if char in "{[":
             self._open.append(_Container(self._at, self._pointer(), char == "{"))
         elif char in "}]":
             closed = self._open.pop()
-            found.append(Value(closed.pointer, self._text[closed.start : self._at + 1]))
+            found.append(Value(closed.pointer, self._text[closed.start : self._at + 1], closed.start))
         elif char == ",":
             self._open[-1].num_items += 1
             self._open[-1].key = None
@@ -88,13 +90,13 @@ class ValueScanner:
             if not self._is_escaped(end):
                 break
             end += 1
-        text = self._text[self._start : end + 1]
+        start, text = self._start, self._text[self._start : end + 1]
         self._at, self._start = end + 1, None
         container = self._open[-1] if self._open else None
         if container is not None and container.is_object and container.key is None:
             container.key = json.loads(text)
         else:
-            found.append(Value(self._pointer(), text))
+            found.append(Value(self._pointer(), text, start))
         return True
 
     def _is_escaped(self, at: int) -> bool:

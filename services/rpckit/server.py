@@ -114,14 +114,16 @@ async def serve(
     full_service_names: Sequence[str],
     start: Callable[[], Awaitable[None]],
     stop: Callable[[], Awaitable[None]],
+    drain: Callable[[], None] = lambda: None,
     report_health: Callable[[Callable[[str, bool], Awaitable[None]]], Awaitable[None]] | None = None,
 ) -> None:
     """Run a server until it is told to stop; returns after `stop()`.
 
     `register` adds the servicers; their handlers are called only after `start()` returned. `full_service_names` are
     those of the contract, for example `espalier.v1.GatewayService`: reflection lists them, and health answers for
-    each and for "". `report_health` runs from `start()` to the end and tells by `await report(name, is_fine)` of what
-    the service can do without: health answers for "<first full name>/<name>".
+    each and for "". `drain` is called when draining begins, for calls that would not end by themselves. `report_health`
+    runs from `start()` to the end and tells by `await report(name, is_fine)` of what the service can do without: health
+    answers for "<first full name>/<name>".
 
     Raises:
         SystemExit: code 1 when the address is in use, or when `start()` fails; the log says why.
@@ -180,6 +182,7 @@ async def serve(
             reporting.cancel()
         _log.info("stopping", drain_s=settings.drain_s)
         await health_servicer.enter_graceful_shutdown()
+        drain()
         await server.stop(settings.drain_s)
         await stop()
         _log.info("stopped")

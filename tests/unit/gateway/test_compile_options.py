@@ -14,8 +14,8 @@ from gateway.cli.client import make_options
 from gateway.cli.errors import CommandError
 from gateway.cli.generate import read_options
 from gateway.clients import constraint as client
+from gateway.contract import read_generation
 from gateway.decode.interfaces import CompileOptions
-from gateway.servicer import read_generation
 from services.constraint import servicer
 from services.constraint.sources import SourceOptions
 from services.rpckit.enums import word_of

@@ -7,9 +7,9 @@ import pytest
 from espalier.v1 import gateway_pb2 as pb
 from espalier.v1 import types_pb2
 
+from gateway.contract import read_generation
 from gateway.decode.interfaces import Constraint
 from gateway.request import ChatPrompt, GenerationRequest, TextPrompt, TokenPrompt
-from gateway.servicer import read_generation
 from services.rpckit.status import InvalidRequest
 
 

@@ -1,0 +1,179 @@
+"""A job: documents in, results out, in order, each exactly once, through whatever the services go through meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+
+from gateway.cli.errors import UNAVAILABLE, CommandError
+from gateway.cli.extract.documents import Document
+from gateway.cli.extract.results import Result
+from services.rpckit.status import ServiceError
+
+MAX_ATTEMPTS: Final = 5
+_FIRST_PAUSE_S: Final = 0.2
+_LONGEST_PAUSE_S: Final = 5.0
+_PASSING: Final = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+)
+"""What a call may end with that was no document's fault nor the job's: it is worth another attempt."""
+
+
+@dataclass(slots=True)
+class _Work:
+    """A document that is under way, or waits for its turn."""
+
+    document: Document
+    task: asyncio.Task[Result | None]
+
+
+class Job:
+    """Runs `extract` over documents, `concurrency` at a time.
+
+    A call that fails for no fault of the document is made again after a pause, which other documents use. When only
+    this document fails, MAX_ATTEMPTS times, it gets a failed result; when nothing is answered for `patience_s`, the
+    services are away, and the job ends.
+    """
+
+    def __init__(
+        self,
+        extract: Callable[[Document], Awaitable[Result]],
+        write: Callable[[Result], None],
+        *,
+        concurrency: int,
+        patience_s: float,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """`write` takes results in the order of their documents, `say` what a user should know meanwhile."""
+        self._extract = extract
+        self._write = write
+        self._say = say
+        self._turns = asyncio.Semaphore(concurrency)
+        # Results wait for those before them, and documents for results that are written: so many are in memory.
+        self._max_ahead = 8 * concurrency
+        self._patience_s = patience_s
+        self._stopping = asyncio.Event()
+        self._num_answers = 0
+        self._failing_since: float | None = None
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether no document is begun any more."""
+        return self._stopping.is_set()
+
+    def stop(self) -> None:
+        """Begin no document any more; finish those under way."""
+        self._stopping.set()
+
+    async def run(self, documents: Iterator[Document]) -> bool:
+        """Return whether all documents have a result: not so where the job was stopped.
+
+        Raises:
+            ServiceError: the services refuse the extraction itself.
+            CommandError: they have not answered for too long.
+        """
+        ahead: deque[_Work] = deque()
+        try:
+            while (document := await self._next(documents)) is not None:
+                ahead.append(_Work(document, asyncio.create_task(self._work(document))))
+                while ahead and (len(ahead) >= self._max_ahead or ahead[0].task.done()):
+                    if not await self._finish(ahead):
+                        return False
+            while ahead:
+                if not await self._finish(ahead):
+                    return False
+            return not self._stopping.is_set()
+        finally:
+            for work in ahead:
+                work.task.cancel()
+            await asyncio.gather(*(work.task for work in ahead), return_exceptions=True)
+
+    async def _next(self, documents: Iterator[Document]) -> Document | None:
+        """Read a document; None at the end, and when the job is stopped while none comes."""
+        loop = asyncio.get_running_loop()
+        read: asyncio.Future[Document | None] = loop.create_future()
+
+        def work() -> None:
+            try:
+                document = next(documents, None)
+            except Exception as error:
+                loop.call_soon_threadsafe(read.set_exception, error)
+            else:
+                loop.call_soon_threadsafe(read.set_result, document)
+
+        # A thread that nobody waits for: standard input may be silent for ever.
+        threading.Thread(target=work, daemon=True).start()
+        stopped = asyncio.ensure_future(self._stopping.wait())
+        try:
+            either: set[asyncio.Future[Any]] = {read, stopped}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            return read.result() if read.done() and not self._stopping.is_set() else None
+        finally:
+            stopped.cancel()
+
+    async def _finish(self, ahead: deque[_Work]) -> bool:
+        """Write the result of the first document; False where it has none because the job was stopped."""
+        result = await ahead[0].task
+        if result is None:
+            return False
+        self._write(result)
+        ahead.popleft()
+        return True
+
+    async def _work(self, document: Document) -> Result | None:
+        if document.problem is not None:
+            return Result(document.id, "failed", reason="INVALID_INPUT", message=document.problem)
+        num_attempts = num_failed_alone = 0
+        num_answers = self._num_answers
+        while True:
+            async with self._turns:
+                if self._stopping.is_set():
+                    return None
+                try:
+                    result = await self._extract(document)
+                except ServiceError as error:
+                    if error.code not in _PASSING:
+                        raise
+                    failure = error
+                else:
+                    self._num_answers += 1
+                    self._failing_since = None
+                    return result
+            num_attempts += 1
+            # An outage is nobody's fault; a document that fails while others do not brings its own trouble.
+            num_failed_alone += self._num_answers > num_answers or failure.code is grpc.StatusCode.INTERNAL
+            num_answers = self._num_answers
+            if num_failed_alone >= MAX_ATTEMPTS:
+                return Result(
+                    document.id, "failed", reason=failure.reason, message=f"{MAX_ATTEMPTS} attempts: {failure.message}"
+                )
+            if self._failing_since is None:
+                self._failing_since = time.monotonic()
+                self._say(f"waiting: {failure.message}")
+            if time.monotonic() - self._failing_since > self._patience_s:
+                raise CommandError(
+                    f"nothing was answered for {self._patience_s:g} s; go on by --resume when the services are back "
+                    f"({failure.message})",
+                    UNAVAILABLE,
+                )
+            await self._pause(min(_FIRST_PAUSE_S * 2 ** (num_attempts - 1), _LONGEST_PAUSE_S), failure)
+
+    async def _pause(self, seconds: float, failure: ServiceError) -> None:
+        """Wait, unless the job is stopped meanwhile."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), max(seconds, failure.retry_after_s or 0))
