@@ -40,7 +40,7 @@ async def extract_all(
         async with asyncio.TaskGroup() as group:
             while True:
                 await places.acquire()
-                document = await _unless(draining, read())
+                document = await _unless(draining, read)
                 if document is None:
                     break
                 group.create_task(work(document))
@@ -50,9 +50,11 @@ async def extract_all(
         raise NotReady("the gateway is stopping: send the documents that have no result again")
 
 
-async def _unless(draining: asyncio.Event, reading: Awaitable[Document | None]) -> Document | None:
+async def _unless(event: asyncio.Event, read_next: Callable[[], Awaitable[Document | None]]) -> Document | None:
     """Wait for a document, or for the event: None."""
-    read, stopped = asyncio.ensure_future(reading), asyncio.ensure_future(draining.wait())
+    if event.is_set():
+        return None
+    read, stopped = asyncio.ensure_future(read_next()), asyncio.ensure_future(event.wait())
     try:
         await asyncio.wait({read, stopped}, return_when=asyncio.FIRST_COMPLETED)
         return read.result() if read.done() else None

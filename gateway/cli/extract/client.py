@@ -11,7 +11,7 @@ from typing import Any, Final
 import grpc.aio
 from espalier.v1 import gateway_pb2, gateway_pb2_grpc
 
-from gateway.cli.client import errors_of
+from gateway.cli.client import errors_of, make_constraint, make_generation
 from gateway.cli.extract.documents import Document
 from gateway.cli.extract.results import Result
 from services.rpckit.enums import word_of
@@ -42,6 +42,13 @@ class ExtractionClient:
         with errors_of(self._address):
             response = await self._stub.Extract(request, timeout=self._timeout_s + _GRACE_S)  # type: ignore[misc]
         return _result(response.result)
+
+    async def probe(self) -> None:
+        """Write a text that takes every service and next to no time."""
+        generation = make_generation(prompt="a", constraint=make_constraint(None, choices=("a",)), max_tokens=8)
+        request = gateway_pb2.GenerateRequest(generation=generation)
+        with errors_of(self._address):
+            await self._stub.Generate(request, timeout=_GRACE_S)  # type: ignore[misc]
 
     async def close(self) -> None:
         """Hang up."""

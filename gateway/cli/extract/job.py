@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
 import time
 from collections import deque
@@ -21,6 +22,8 @@ from services.rpckit.status import ServiceError
 MAX_ATTEMPTS: Final = 5
 _FIRST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 5.0
+_PROBE_HOLDS_S: Final = 0.5
+"""So long the answer to a probe is taken for all documents that failed before it."""
 _PASSING: Final = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -45,22 +48,23 @@ class _Work:
 class Job:
     """Runs `extract` over documents, `concurrency` at a time.
 
-    A call that fails for no fault of the document is made again after a pause, which other documents use. When only
-    this document fails, MAX_ATTEMPTS times, it gets a failed result; when nothing is answered for `patience_s`, the
-    services are away, and the job ends.
+    A call that fails for no fault of the document is made again as soon as the services answer a probe; when they have
+    not for `patience_s`, the job ends. A document that fails MAX_ATTEMPTS times where they do gets a failed result.
     """
 
     def __init__(
         self,
         extract: Callable[[Document], Awaitable[Result]],
+        probe: Callable[[], Awaitable[None]],
         write: Callable[[Result], None],
         *,
         concurrency: int,
         patience_s: float,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """`write` takes results in the order of their documents, `say` what a user should know meanwhile."""
+        """`probe` raises unless the services work; `write` takes results in order, `say` what a user should know."""
         self._extract = extract
+        self._probe = probe
         self._write = write
         self._say = say
         self._turns = asyncio.Semaphore(concurrency)
@@ -68,8 +72,9 @@ class Job:
         self._max_ahead = 8 * concurrency
         self._patience_s = patience_s
         self._stopping = asyncio.Event()
-        self._num_answers = 0
-        self._failing_since: float | None = None
+        self._waiting = asyncio.Lock()
+        self._is_waiting = False
+        self._up_at = -math.inf
 
     @property
     def is_stopping(self) -> bool:
@@ -138,42 +143,56 @@ class Job:
     async def _work(self, document: Document) -> Result | None:
         if document.problem is not None:
             return Result(document.id, "failed", reason="INVALID_INPUT", message=document.problem)
-        num_attempts = num_failed_alone = 0
-        num_answers = self._num_answers
+        num_failed, may_be_an_outage = 0, True
         while True:
             async with self._turns:
                 if self._stopping.is_set():
                     return None
                 try:
-                    result = await self._extract(document)
+                    return await self._extract(document)
                 except ServiceError as error:
                     if error.code not in _PASSING:
                         raise
                     failure = error
-                else:
-                    self._num_answers += 1
-                    self._failing_since = None
-                    return result
-            num_attempts += 1
-            # An outage is nobody's fault; a document that fails while others do not brings its own trouble.
-            num_failed_alone += self._num_answers > num_answers or failure.code is grpc.StatusCode.INTERNAL
-            num_answers = self._num_answers
-            if num_failed_alone >= MAX_ATTEMPTS:
-                return Result(
-                    document.id, "failed", reason=failure.reason, message=f"{MAX_ATTEMPTS} attempts: {failure.message}"
-                )
-            if self._failing_since is None:
-                self._failing_since = time.monotonic()
-                self._say(f"waiting: {failure.message}")
-            if time.monotonic() - self._failing_since > self._patience_s:
-                raise CommandError(
-                    f"nothing was answered for {self._patience_s:g} s; go on by --resume when the services are back "
-                    f"({failure.message})",
-                    UNAVAILABLE,
-                )
-            await self._pause(min(_FIRST_PAUSE_S * 2 ** (num_attempts - 1), _LONGEST_PAUSE_S), failure)
+            # A document that fails where all else works brings its own trouble.
+            num_failed += failure.code is grpc.StatusCode.INTERNAL or not may_be_an_outage
+            if num_failed >= MAX_ATTEMPTS:
+                message = f"{MAX_ATTEMPTS} attempts: {failure.message}"
+                return Result(document.id, "failed", reason=failure.reason, message=message)
+            await self._until_up(failure)
+            may_be_an_outage = False
 
-    async def _pause(self, seconds: float, failure: ServiceError) -> None:
+    async def _until_up(self, failure: ServiceError) -> None:
+        """Wait until the services answer again, or the job is stopped; documents that failed together wait together.
+
+        Raises:
+            CommandError: they have not answered for too long.
+        """
+        async with self._waiting:
+            started, pause_s = time.monotonic(), _FIRST_PAUSE_S
+            while not self._stopping.is_set() and time.monotonic() - self._up_at > _PROBE_HOLDS_S:
+                await self._pause(max(pause_s, failure.retry_after_s or 0))
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                try:
+                    await self._probe()
+                    self._up_at = time.monotonic()
+                except ServiceError as error:
+                    if error.code not in _PASSING:
+                        raise
+                    if not self._is_waiting:
+                        self._say(f"waiting: {error.message}")
+                    self._is_waiting, failure = True, error
+                    if time.monotonic() - started > self._patience_s:
+                        raise CommandError(
+                            f"nothing was answered for {self._patience_s:g} s; go on by --resume when the services are "
+                            f"back ({error.message})",
+                            UNAVAILABLE,
+                        ) from None
+            if self._is_waiting and not self._stopping.is_set():
+                self._say("the services answer again")
+            self._is_waiting = False
+
+    async def _pause(self, seconds: float) -> None:
         """Wait, unless the job is stopped meanwhile."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._stopping.wait(), max(seconds, failure.retry_after_s or 0))
+            await asyncio.wait_for(self._stopping.wait(), seconds)

@@ -145,7 +145,7 @@ class ResultFile:
             self._file: IO[bytes] = sys.stdout.buffer
             self._file.write(format.header())
             return
-        has_results = path.exists() and path.stat().st_size > 0
+        has_results = path.exists() and path.stat().st_size > len(format.header())
         if has_results and not (resumes or overwrites):
             raise CommandError(f"{path} is there: --resume goes on with it, --overwrite begins anew", BAD_USAGE)
         try:

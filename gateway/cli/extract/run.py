@@ -163,7 +163,7 @@ async def _run(
             results.append(result)
             progress.advance()
 
-        job = Job(client.extract, write, say=progress.say, concurrency=concurrency, patience_s=patience_s)
+        job = Job(client.extract, client.probe, write, say=progress.say, concurrency=concurrency, patience_s=patience_s)
         running = asyncio.ensure_future(job.run(own))
         loop = asyncio.get_running_loop()
 
