@@ -6,7 +6,7 @@ BIN := .venv/bin
 RELEASED := protos/released.binpb
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-integration test-conformance test-e2e test-bounds install install-run proto released format lint typecheck buf check ci bench bench-mask bench-grammar bench-dead-ends bench-growth bench-load bench-worker soak-gateway soak-worker run model clean
+.PHONY: help demo test test-quick test-integration test-conformance test-e2e test-bounds install install-run proto released format lint typecheck buf check ci bench bench-mask bench-grammar bench-dead-ends bench-growth bench-load bench-worker soak-gateway soak-worker bench-cache bench-extract bench-extract-kills run model clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -98,6 +98,12 @@ soak-worker: install  ## Run 64 sequences at once for a while and check that not
 
 bench-cache: install model  ## Measure the shared cache with real replicas, and break it under load; flags in ARGS (see tests/bench/cache.py)
 	@$(BIN)/python -m tests.bench.cache $(ARGS)
+
+bench-extract: install model  ## Measure extraction from real documents, guided and not; flags in ARGS (see tests/bench/extraction.py)
+	@$(BIN)/python -m tests.bench.extraction $(ARGS)
+
+bench-extract-kills: install  ## Kill everything under an extraction job, 20 times, and check that each document has one result
+	@$(BIN)/python -m tests.bench.extract_kills $(ARGS)
 
 run: install-run model  ## Start everything until Ctrl-C
 	@$(BIN)/espalier up

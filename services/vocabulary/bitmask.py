@@ -32,6 +32,12 @@ def has_token(bitmask: Bitmask, token_id: int) -> bool:
     return bool(bitmask[token_id >> 5] >> (token_id & 31) & 1)
 
 
+def have_tokens(bitmask: Bitmask, token_ids: npt.NDArray[np.int32]) -> BoolMask:
+    """Tell of each of the token ids whether a row allows it; returns the shape of `token_ids`."""
+    bits: BoolMask = (bitmask[token_ids >> 5] >> (token_ids & 31) & 1).astype(np.bool_)
+    return bits
+
+
 def count_tokens(bitmask: Bitmask) -> int:
     """Return how many tokens a row allows."""
     return int(np.bitwise_count(bitmask.view(np.uint32)).sum())

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from services.constraint.checks.progress import begun_string
 from services.constraint.core.engine import TERMINATED, TokenTrie
 from services.constraint.sources import ConstraintSource, SourceOptions
 from services.constraint.validation.json_validator import json_validator
@@ -148,3 +149,59 @@ def test_texts_are_judged_as_the_validator_does(data: st.DataObject, schema: Any
         text = json.dumps(value, ensure_ascii=False).encode()
         assert accepts(matcher, text) == is_valid, (value, validate(source, options, text))
         assert allows(by_tokens, cut(text, rng)) == is_valid
+
+
+LONG_STRINGS: dict[str, Any] = {
+    "email": {"type": "string", "format": "email", "maxLength": 80},
+    "uri": {"type": "string", "format": "uri", "maxLength": 70, "minLength": 3},
+    "hostname": {"type": "string", "format": "hostname", "maxLength": 90},
+}
+
+
+@pytest.mark.parametrize("name", LONG_STRINGS)
+@pytest.mark.parametrize("place", ["root", "member", "item"])
+def test_a_string_that_grows_as_it_can_still_ends_within_its_length(name: str, place: str) -> None:
+    """Walks that end a string only when nothing else is left: without a dead end, and the last text is valid."""
+    schema = LONG_STRINGS[name]
+    if place == "member":
+        schema = {"type": "object", "properties": {"x": schema}, "required": ["x"], "additionalProperties": False}
+    elif place == "item":
+        schema = {"type": "array", "items": schema, "minItems": 1, "maxItems": 2}
+    matcher = matcher_of(schema, SourceOptions(whitespace="compact"), TRIE)
+    assert not matcher.is_plain  # the length is checked: automaton and length together are too large for a mask
+    source = ConstraintSource("json_schema", json.dumps(schema))
+    token_bytes, eos = TRIE.vocabulary.token_bytes, set(TRIE.vocabulary.eos_token_ids)
+    row = np.zeros(bitmask_words(TRIE.vocabulary.vocab_size), np.int32)
+    rng = random.Random(f"{name} {place}")
+    for _ in range(4):
+        state, text = matcher.start, b""
+        for _ in range(3000):
+            matcher.fill_bitmask(state, row)
+            allowed = allowed_token_ids(row, TRIE.vocabulary.vocab_size).tolist()
+            assert allowed, f"a dead end behind {text!r}"
+            for token in rng.sample(allowed, min(5, len(allowed))):
+                matcher.accept(state, [token])
+            going_on = [token for token in allowed if token not in eos and b'"' not in (token_bytes[token] or b'"')]
+            token = rng.choice(going_on if going_on and text.count(b'"') % 2 else allowed)
+            state = matcher.accept(state, [token])
+            if state == TERMINATED:
+                break
+            text += token_bytes[token] or b""
+        assert state == TERMINATED
+        assert validate(source, SourceOptions(whitespace="compact"), text) == []
+
+
+@given(text=st.text(min_size=1, max_size=4), ensure_ascii=st.booleans(), data=st.data())
+def test_what_a_cut_string_may_become(text: str, ensure_ascii: bool, data: st.DataObject) -> None:
+    try:
+        body = json.dumps(text, ensure_ascii=ensure_ascii)[1:-1].encode()
+    except UnicodeEncodeError:
+        return  # half a character has no UTF-8
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        return
+    begun, next_character = begun_string(body[: data.draw(st.integers(0, len(body)))])
+    assert text.startswith(begun)
+    if next_character is None:
+        assert body.startswith(json.dumps(begun, ensure_ascii=ensure_ascii)[1:-1].encode())
+    else:
+        assert next_character[0] <= ord(text[len(begun)]) <= next_character[1]

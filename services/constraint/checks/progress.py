@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import Enum, auto
@@ -20,9 +21,12 @@ from services.constraint.sources.json_schema.evaluate import (
     identity,
 )
 from services.constraint.sources.json_schema.nodes import Array, Json, Node, NoValue, Object
-from services.constraint.sources.json_schema.obligations import Kind, Obligations
+from services.constraint.sources.json_schema.obligations import Kind, Obligations, bounded_strings
+from services.constraint.sources.json_schema.strings import has_room
 
 _SPACE: Final = b" \t\n\r"
+# A string's body that is not inside an escape.
+ENDS_WHOLE: Final = re.compile(rb"(?:[^\\]|\\u[0-9A-Fa-f]{4}|\\[^u])*", re.DOTALL)
 STRING_BODY: Final = re.compile(rb'(?:[^"\\]|\\.)*', re.DOTALL)
 SCALAR_BODY: Final = re.compile(rb"[^,\]} \t\n\r]*")
 _LITERALS: Final[dict[bytes, Json]] = {b"true": True, b"false": False, b"null": None}
@@ -192,6 +196,9 @@ class JsonChecks:
         end = STRING_BODY.match(text).end()  # type: ignore[union-attr]
         if end == len(text) or text[end] != 0x22:
             # All of it is inside; a lone backslash at the end waits for what it escapes.
+            is_bounded = progress.nodes and progress.place is Place.IN_STRING
+            if is_bounded and not _has_room(progress.nodes, text):
+                return len(data), None
             rest = text if is_kept else text[end:]
             return len(data), Progress(progress.frame, progress.place, rest, progress.key, progress.nodes)
         at += end + 1 - len(progress.text)
@@ -352,6 +359,53 @@ def _only_names(node: Object) -> frozenset[str] | None:
             names = frozenset(members.properties)
             only = names if only is None else only & names
     return only
+
+
+def _has_room(nodes: Iterable[Node], text: bytes) -> bool:
+    """Tell whether a string that is written so far as `text` can still end within the lengths that nodes allow.
+
+    Without this a string would be found too long only when its end comes, or the budget's.
+    """
+    bounded = bounded_strings(nodes)
+    if not bounded:
+        return True
+    begun, next_character = begun_string(text)
+    return all(has_room(node, begun, next_character) for node in bounded)
+
+
+def begun_string(text: bytes) -> tuple[str, tuple[int, int] | None]:
+    """Return the whole characters of a string that is written so far as `text`, and what the next one may be.
+
+    That is the lowest and highest code point of a character of which a part is there, None where there is none.
+    """
+    whole = ENDS_WHOLE.match(text).group()  # type: ignore[union-attr]
+    try:
+        begun = string_of(whole)
+    except UnicodeDecodeError:
+        first = max(at for at, byte in enumerate(whole) if byte >= 0xC0)
+        return string_of(whole[:first]), _begun_by_bytes(whole[first:])
+    if begun and "\ud800" <= begun[-1] <= "\udbff":  # half of two escapes
+        low = 0x10000 + (ord(begun[-1]) - 0xD800 << 10)
+        return begun[:-1], (low, low + 0x3FF)
+    if whole == text:
+        return begun, None
+    digits = text[len(whole) + 2 :].decode()
+    missing = 4 * (4 - len(digits))
+    low = int(digits or "0", 16) << missing
+    high = low + (1 << missing) - 1
+    # What begins as the first of two escapes may become any of the characters that are written so.
+    return begun, (low, 0x10FFFF if high >= 0xD800 and low <= 0xDBFF else high)
+
+
+def _begun_by_bytes(part: bytes) -> tuple[int, int]:
+    """Return the code points whose UTF-8 begins so."""
+    lead = part[0]
+    num_bytes = 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
+    low = lead & (0xFF >> (num_bytes + 1))
+    for byte in part[1:]:
+        low = low << 6 | byte & 0x3F
+    missing = 6 * (num_bytes - len(part))
+    return low << missing, (low + 1 << missing) - 1
 
 
 def string_of(text: bytes) -> str:

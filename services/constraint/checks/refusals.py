@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import sys
 from bisect import bisect_left
 from functools import partial
 from typing import Final, NamedTuple
@@ -10,12 +10,21 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from services.constraint.checks.outlook import FREE, UNKNOWN, Lookout, Outlook
-from services.constraint.checks.progress import Frame, JsonChecks, Place, Progress
+from services.constraint.checks.progress import (
+    ENDS_WHOLE,
+    Frame,
+    JsonChecks,
+    Place,
+    Progress,
+    begun_string,
+)
 from services.constraint.checks.token_classes import Action, Start, TokenClass, TokenClasses
 from services.constraint.core.engine import TokenTrie
 from services.constraint.sources.json_schema.keys import key_bytes
-from services.constraint.sources.json_schema.obligations import Obligations
-from services.vocabulary.bitmask import Bitmask, has_token
+from services.constraint.sources.json_schema.nodes import String
+from services.constraint.sources.json_schema.obligations import Obligations, bounded_strings
+from services.constraint.sources.json_schema.strings import longest_rest
+from services.vocabulary.bitmask import Bitmask, has_token, have_tokens
 
 # By place, and whether that is in an object.
 _START_OF: Final = {
@@ -31,8 +40,6 @@ _START_OF: Final = {
     (Place.AFTER, False): Start.AFTER_ITEM,
 }
 _LITERALS: Final = (b"true", b"false", b"null")
-# A string's body that is not inside an escape.
-_ENDS_WHOLE: Final = re.compile(rb"(?:[^\\]|\\u[0-9A-Fa-f]{4}|\\[^u])*", re.DOTALL)
 
 
 class Refusals:
@@ -41,6 +48,8 @@ class Refusals:
     def __init__(self, obligations: Obligations, checks: JsonChecks, classes: TokenClasses, trie: TokenTrie) -> None:
         self._checks = checks
         self._needs_no_space = obligations.needs_no_space
+        # What any token may do to a string that it begins itself; the others are few.
+        self._least_room = min(map(_room, obligations.bounded_strings), default=sys.maxsize)
         self._lookout = Lookout(obligations, checks)
         self._classes = classes
         self._trie = trie
@@ -66,6 +75,7 @@ class Refusals:
         if place is Place.IN_KEY or place is Place.KEY:
             assert frame is not None
             self._refuse_keys(progress, frame, row)
+        self._refuse_long(progress, row)
         start = _start_of(progress)
         table = self._classes.of(start)
         situation = self._situation(progress) if start is not Start.IN_ESCAPE else _ESCAPED
@@ -78,6 +88,23 @@ class Refusals:
         is_stuck = place is Place.AFTER and situation.behind.may_close is False
         if is_stuck and self._needs_no_space and not (row & ~self._classes.spaces).any():
             row[:] = 0  # white space leads nowhere else
+
+    def _refuse_long(self, progress: Progress, row: Bitmask) -> None:
+        """Take off the tokens behind which a string has no room for its end: those that are too long for what is left.
+
+        A token is looked at where it has more bytes than are left when the longest way to an end is set aside.
+        """
+        bounded = bounded_strings(progress.nodes) if progress.place is Place.IN_STRING else ()
+        begun = len(begun_string(progress.text)[0]) if bounded else 0
+        room = min((_room(node) - begun for node in bounded), default=self._least_room)
+        longer = self._classes.longer_than(room)
+        if not len(longer):
+            return
+        for token_id in longer[have_tokens(row, longer)].tolist():
+            text = self._vocabulary.token_bytes[token_id]
+            assert text is not None
+            if self._checks.feed(progress, text) is None:
+                _clear(row, token_id)
 
     def _is_refused(
         self, progress: Progress, start: Start, situation: Situation, token_id: int, token_class: TokenClass
@@ -270,8 +297,14 @@ class Situation(NamedTuple):
 _ESCAPED: Final = Situation(Around(), None, UNKNOWN, None, UNKNOWN)
 
 
+def _room(node: String) -> int:
+    """Return how many characters a string may have before its end must be thought of; one more may be begun."""
+    assert node.max_length is not None
+    return node.max_length - longest_rest(node) - 1
+
+
 def _start_of(progress: Progress) -> Start:
-    if progress.text.endswith(b"\\") and not _ENDS_WHOLE.fullmatch(progress.text):
+    if progress.text.endswith(b"\\") and not ENDS_WHOLE.fullmatch(progress.text):
         return Start.IN_ESCAPE
     is_member = progress.frame is not None and progress.frame.container.is_object
     return _START_OF[progress.place, is_member]
@@ -286,7 +319,7 @@ def _is_whole(progress: Progress) -> bool:
         text.decode()
     except UnicodeDecodeError:
         return False
-    return b"\\" not in text or _ENDS_WHOLE.fullmatch(text) is not None
+    return b"\\" not in text or ENDS_WHOLE.fullmatch(text) is not None
 
 
 def _key_texts(frame: Frame) -> list[bytes]:

@@ -54,6 +54,11 @@ def kind_of(value: object) -> Kind:
     return next((kind for kind in (bool, str, list, dict) if isinstance(value, kind)), float)
 
 
+def bounded_strings(nodes: Iterable[Node]) -> list[String]:
+    """Return the nodes that say how long a string may be."""
+    return [node for node in nodes if isinstance(node, String) and node.max_length is not None]
+
+
 def may_repeat_names(schema: Schema) -> bool:
     """Tell whether a grammar of the schema takes objects that have one name twice."""
     return any(
@@ -116,6 +121,7 @@ class Obligations:
         nodes = _reachable([self._root], self._targets)
         self._needing = self._find_needing(nodes, is_early=False)
         self._needing_early = self._find_needing(nodes, is_early=True)
+        self.bounded_strings: Final = [node for node in bounded_strings(nodes) if self._is_inexact_itself(node)]
         self._resolved: dict[tuple[int, Kind], tuple[Node, ...]] = {}
         self._kinds: dict[int, frozenset[Kind]] = {}
 

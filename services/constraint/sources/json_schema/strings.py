@@ -6,7 +6,7 @@ that of `encoding.json_plain`, so that what a pattern leaves no choice in can be
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Final
 
 from services.constraint.core.grammar import NOTHING, Bytes, Expression, Repeat, Sequence
@@ -63,6 +63,24 @@ def matches(node: String, value: str) -> bool:
     return all(check(value) for name in node.formats if (check := FORMATS[name].check) is not None)
 
 
+def has_room(node: String, begun: str, next_character: tuple[int, int] | None = None) -> bool:
+    """Tell whether a string that begins so can match each of the node's patterns within its `max_length`.
+
+    `next_character` are the lowest and highest code point of the character that must come next, if one must. What only
+    the `check` of a format can tell is not regarded.
+    """
+    if node.max_length is None:
+        return True
+    rests = [_search(pattern).least_rest(begun, next_character) for pattern in patterns_of(node)]
+    rests.append(0 if next_character is None else 1)
+    return all(rest is not None and len(begun) + rest <= node.max_length for rest in rests)
+
+
+def longest_rest(node: String) -> int:
+    """Return how many characters are always enough to end a string that can match any one of the node's patterns."""
+    return max((_search(pattern).longest_rest for pattern in patterns_of(node)), default=0)
+
+
 def found_in(pattern: str, text: str) -> bool:
     """Tell whether an ECMA-262 pattern is found in a text. By automaton, so in time linear in the text."""
     return _search(pattern).finds(text)
@@ -82,13 +100,48 @@ class _Search:
         self._latest = "", 0  # a text, and the state behind it
 
     def finds(self, text: str) -> bool:
+        return self._state_behind(text) in self._dfa.accepting
+
+    def least_rest(self, begun: str, next_character: tuple[int, int] | None) -> int | None:
+        """Return the fewest characters with which a text that begins so is found; None where none is."""
+        state = self._state_behind(begun)
+        if state < 0 or next_character is None:
+            return self._rests.get(state)
+        lowest, highest = next_character
+        rests = [
+            1 + self._rests[target]
+            for ranges, target in self._dfa.edges[state]
+            if target in self._rests and any(low <= highest and lowest <= high for low, high in ranges)
+        ]
+        return min(rests, default=None)
+
+    @property
+    def longest_rest(self) -> int:
+        """The most that `least_rest` ever is."""
+        return max(self._rests.values(), default=0)
+
+    @cached_property
+    def _rests(self) -> dict[int, int]:
+        """The fewest characters from each state to an accepting one, where there is a way."""
+        sources: list[set[int]] = [set() for _ in self._dfa.edges]
+        for source, out in enumerate(self._dfa.edges):
+            for _, target in out:
+                sources[target].add(source)
+        rests, latest = dict.fromkeys(self._dfa.accepting, 0), set(self._dfa.accepting)
+        while latest:
+            before = {source for state in latest for source in sources[state]} - rests.keys()
+            rests |= dict.fromkeys(before, rests[next(iter(latest))] + 1)
+            latest = before
+        return rests
+
+    def _state_behind(self, text: str) -> int:
         begun, state = self._latest
         if not text.startswith(begun):
             begun, state = "", 0
         behind = max(len(begun), len(text) - _LATEST)
         state = self._run(text[len(begun) : behind], state)
         self._latest = text[:behind], state
-        return self._run(text[behind:], state) in self._dfa.accepting
+        return self._run(text[behind:], state)
 
     def _run(self, text: str, state: int) -> int:
         """Return the state behind a text, -1 where nothing goes on with it."""

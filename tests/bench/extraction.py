@@ -1,0 +1,247 @@
+"""Measures extraction from real documents with known records: `python -m tests.bench.extraction`.
+
+The documents are what this machine carries (changelogs, copyright files, the list of installed packages, Python's test
+e-mails), chosen by a digest of their text; the records are read out of them by parsers. Prints how many results are
+valid, each failure with its reason, and how many fields are right, by type. A field is right when it equals the known
+one as JSON does, or both have none; a record when all its fields are.
+
+Ways, each on the same documents:
+  guided       `Extract`, greedy
+  beam         `Extract` with a beam of 4
+  naive        what people do without a gateway: the same prompt, free text, the first JSON value in it judged by
+               `jsonschema`, up to 10 attempts, the first greedy, the others at temperature 0.7
+
+Starts `espalier up` unless --gateway-address names a gateway.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import grpc
+import jsonschema
+from espalier.v1 import gateway_pb2, gateway_pb2_grpc
+
+from gateway.cli.client import make_generation
+from gateway.extraction.prompt import prompt_of
+from gateway.extraction.request import Extraction
+from gateway.samples import Sample, collect, schema_text
+from services.rpckit.rich_status import from_item_status
+from tests.support.real_model import MODEL_PATH
+from tests.support.up import Up
+
+# What a mean machine carries of each, in these proportions.
+_SHARES: Final = {"changelog": 36, "package": 32, "copyright": 28, "email": 4}
+_MAX_TOKENS: Final = 200
+_MAX_ATTEMPTS: Final = 10
+_TIMEOUT_S: Final = 600.0
+
+
+@dataclass
+class Tally:
+    """What came of the documents of one way."""
+
+    num_documents: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+    num_right: Counter[str] = field(default_factory=Counter)
+    num_fields: Counter[str] = field(default_factory=Counter)
+    num_exact: int = 0
+    num_tokens: int = 0
+    num_prompt_tokens: int = 0
+    seconds: float = 0.0
+
+    @property
+    def num_valid(self) -> int:
+        """Records that satisfy their schema."""
+        return self.statuses["valid"] + self.statuses["budget_closed"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a way made of one document."""
+
+    status: str
+    record: Mapping[str, Any] | None
+    num_tokens: int
+    num_prompt_tokens: int
+    reason: str = ""
+
+
+def documents(count: int) -> list[tuple[str, Sample]]:
+    """Choose documents: so many of each kind as its share says, as far as there are some; kinds mixed."""
+    chosen = [
+        (index / max(1, share), kind, sample)
+        for kind, share in _SHARES.items()
+        for index, sample in enumerate(collect(kind, limit=round(count * share / sum(_SHARES.values()))))
+    ]
+    return [(kind, sample) for _, kind, sample in sorted(chosen, key=lambda one: one[:2])]
+
+
+class Ways:
+    """The ways to make a record, over one gateway."""
+
+    def __init__(self, stub: Any) -> None:
+        self._stub = stub
+
+    def guided(self, kind: str, sample: Sample) -> Answer:
+        """Greedy, under the schema."""
+        return self._extract(kind, sample)
+
+    def beam(self, kind: str, sample: Sample) -> Answer:
+        """The most probable of a beam of 4, under the schema."""
+        return self._extract(kind, sample, beam=gateway_pb2.Beam(width=4))
+
+    def naive(self, kind: str, sample: Sample) -> Answer:
+        """Free text until some of it satisfies the schema."""
+        schema = json.loads(schema_text(kind))
+        validator = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker())
+        messages = prompt_of(Extraction(schema_text(kind)), sample.text).messages
+        num_tokens = num_prompt_tokens = 0
+        for attempt in range(_MAX_ATTEMPTS):
+            generation = make_generation(
+                chat=[(message.role, message.content) for message in messages],
+                max_tokens=_MAX_TOKENS,
+                sampling={"temperature": 0.7 if attempt else 0.0, "seed": attempt},
+            )
+            response = self._stub.Generate(gateway_pb2.GenerateRequest(generation=generation), timeout=_TIMEOUT_S)
+            num_tokens += response.result.usage.num_completion_tokens
+            num_prompt_tokens += response.result.usage.num_prompt_tokens
+            record = first_json(response.text)
+            if record is not None and validator.is_valid(record):
+                return Answer("valid", record, num_tokens, num_prompt_tokens)
+        return Answer("failed", None, num_tokens, num_prompt_tokens, f"no valid record in {_MAX_ATTEMPTS} attempts")
+
+    def _extract(self, kind: str, sample: Sample, **options: Any) -> Answer:
+        extraction = gateway_pb2.Extraction(json_schema=schema_text(kind), max_tokens=_MAX_TOKENS, **options)
+        document = gateway_pb2.Document(id=sample.id, text=sample.text)
+        request = gateway_pb2.ExtractRequest(extraction=extraction, document=document)
+        result = self._stub.Extract(request, timeout=_TIMEOUT_S).result
+        status = gateway_pb2.ExtractionStatus.Name(result.status).removeprefix("EXTRACTION_STATUS_").lower()
+        if result.HasField("error"):
+            error = from_item_status(result.error)
+            return Answer(status, None, 0, 0, f"{error.reason}: {error.message}")
+        usage = result.usage
+        return Answer(status, json.loads(result.record), usage.num_completion_tokens, usage.num_prompt_tokens)
+
+
+def first_json(text: str) -> Any:
+    """Return the first JSON object of a text, whatever stands around it; None where there is none."""
+    for start in (found.start() for found in re.finditer(r"\{", text)):
+        try:
+            return json.JSONDecoder().raw_decode(text, start)[0]
+        except (ValueError, RecursionError):
+            continue
+    return None
+
+
+def measure(
+    way: Callable[[str, Sample], Answer], chosen: list[tuple[str, Sample]], *, concurrency: int, shows: bool = False
+) -> Tally:
+    """Make a record of each document, so many at a time."""
+    tally = Tally(num_documents=len(chosen))
+    started = time.perf_counter()
+    with ThreadPoolExecutor(concurrency) as pool:
+        for (kind, sample), answer in zip(chosen, pool.map(lambda one: way(*one), chosen), strict=True):
+            _count(tally, kind, sample, answer)
+            if shows:
+                print(f"\r{tally.statuses.total()} of {len(chosen)}", end="", file=sys.stderr, flush=True)
+    tally.seconds = time.perf_counter() - started
+    if shows:
+        print(file=sys.stderr)
+    return tally
+
+
+def _count(tally: Tally, kind: str, sample: Sample, answer: Answer) -> None:
+    tally.statuses[answer.status] += 1
+    tally.num_tokens += answer.num_tokens
+    tally.num_prompt_tokens += answer.num_prompt_tokens
+    if answer.reason:
+        tally.failures.append(f"{kind} {sample.id}: {answer.reason}")
+    found: Mapping[str, Any] = answer.record or {}
+    properties = json.loads(schema_text(kind))["properties"]
+    is_exact = answer.record is not None
+    for name, schema in properties.items():
+        if name not in sample.record and name not in found:
+            continue
+        is_right = name in sample.record and name in found and found[name] == sample.record[name]
+        tally.num_fields[type_of(schema)] += 1
+        tally.num_right[type_of(schema)] += is_right
+        is_exact &= is_right
+    tally.num_exact += is_exact
+
+
+def type_of(schema: Mapping[str, Any]) -> str:
+    """Name the type of a field."""
+    if "enum" in schema:
+        return "choice"
+    if schema["type"] != "string":
+        return str(schema["type"])
+    if schema.get("format") == "date":
+        return "date"
+    return "pattern" if "pattern" in schema or "format" in schema else "free text"
+
+
+def show(name: str, tally: Tally) -> None:
+    """Print what came of a way."""
+    print(f"\n{name}: {tally.num_documents} documents in {tally.seconds:.0f} s")
+    for failure in tally.failures:
+        print(f"  failed: {failure}")
+    statuses = ", ".join(f"{count} {status}" for status, count in sorted(tally.statuses.items()))
+    print(f"  valid: {tally.num_valid / tally.num_documents:.1%} ({statuses})")
+    right, fields = tally.num_right, tally.num_fields
+    shares = {kind: f"{right[kind]}/{fields[kind]} = {right[kind] / fields[kind]:.0%}" for kind in sorted(fields)}
+    by_type = ", ".join(f"{kind} {share}" for kind, share in shares.items())
+    print(f"  fields right: {right.total()}/{fields.total()} = {right.total() / fields.total():.1%} ({by_type})")
+    print(f"  records exact: {tally.num_exact}")
+    valid = max(1, tally.num_valid)
+    print(
+        f"  per valid record: {tally.num_tokens / valid:.0f} tokens, {tally.num_prompt_tokens / valid:.0f} of prompts, "
+        f"{tally.seconds / valid:.2f} s"
+    )
+
+
+def main() -> int:
+    """Measure what the flags ask for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(MODEL_PATH), help="what `espalier up` is to run")
+    parser.add_argument("--gateway-address", help="a gateway that runs already")
+    parser.add_argument("--documents", type=int, default=500)
+    parser.add_argument("--ways", default="guided", help="of guided, beam and naive, with commas between")
+    parser.add_argument("--concurrency", default="8", help="documents at a time; several with commas between")
+    arguments = parser.parse_args()
+    chosen = documents(arguments.documents)
+    print(f"{len(chosen)} documents: {dict(Counter(kind for kind, _ in chosen))}")
+    with ExitStack() as closing:
+        address = arguments.gateway_address
+        if address is None:
+            directory = Path(closing.enter_context(TemporaryDirectory(prefix="esp")))
+            up = Up(directory, model=arguments.model, OMP_WAIT_POLICY="PASSIVE", OMP_NUM_THREADS="2").wait_until_ready()
+            closing.callback(up.stop)
+            address = up.addresses["gateway"]
+        ways = Ways(gateway_pb2_grpc.GatewayServiceStub(closing.enter_context(grpc.insecure_channel(address))))
+        rates = {}
+        for name in arguments.ways.split(","):
+            for concurrency in map(int, arguments.concurrency.split(",")):
+                tally = measure(getattr(ways, name), chosen, concurrency=concurrency, shows=sys.stderr.isatty())
+                show(f"{name}, {concurrency} at a time", tally)
+                rates[name, concurrency] = rate = tally.num_documents / tally.seconds
+                first = next(rate for (other, _), rate in rates.items() if other == name)
+                print(f"  {rate:.2f} documents a second, {rate / first:.2f} times the first")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
