@@ -6,7 +6,7 @@ BIN := .venv/bin
 RELEASED := protos/released.binpb
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-integration test-conformance test-e2e test-bounds install install-run proto released format lint typecheck buf check ci bench bench-mask bench-grammar bench-dead-ends bench-growth bench-load bench-worker soak-gateway soak-worker bench-cache bench-extract bench-extract-kills run model clean
+.PHONY: help demo test test-quick test-integration test-conformance test-e2e test-bounds install install-run proto released format lint typecheck buf check ci bench bench-mask bench-grammar bench-dead-ends bench-growth bench-load bench-worker soak-gateway soak-worker bench-cache bench-extract bench-extract-kills bench-extract-million run model clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -104,6 +104,9 @@ bench-extract: install model  ## Measure extraction from real documents, guided 
 
 bench-extract-kills: install  ## Kill everything under an extraction job, 20 times, and check that each document has one result
 	@$(BIN)/python -m tests.bench.extract_kills $(ARGS)
+
+bench-extract-million: install  ## Run an extraction job over a million lines: how soon it begins, how much memory it takes
+	@$(BIN)/python -m tests.bench.extract_million $(ARGS)
 
 run: install-run model  ## Start everything until Ctrl-C
 	@$(BIN)/espalier up

@@ -5,7 +5,8 @@
 | 0    | done                                                                         |
 | 1    | it failed: a service died or would not start, a file cannot be read, a bug   |
 | 2    | the command line or a setting is wrong                                       |
-| 3    | the request was refused: its constraint, a field, a name that is not known   |
+| 3    | the request was refused: its constraint, a field, a name that is not known;  |
+|      | a text is invalid, a document has no record                                  |
 | 4    | a service is not there, not ready or full: try again                         |
 | 5    | it took too long                                                             |
 | 130  | interrupted                                                                  |
