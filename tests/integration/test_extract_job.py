@@ -142,6 +142,7 @@ def test_what_is_wrong_with_the_job_is_said_before_any_document(tmp_path: Path, 
         ("--top-p", "7"): (3, "extraction.sampling.top_p"),
         ("--input", str(tmp_path / "nobody")): (2, "No such file"),
         ("--shard", "3/3"): (2, "--shard is INDEX/COUNT"),
+        ("--resume",): (2, "--resume does not go with --overwrite"),
     }
     for flags, (code, said) in cases.items():
         done = espalier(*job, *output, "--overwrite", *at, *flags)

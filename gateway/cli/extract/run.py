@@ -122,6 +122,9 @@ def run(
         CommandError: a file is not as it should be, or the services are away.
     """
     path = None if output == "-" else Path(output)
+    if resumes and (overwrites or path is None):
+        other = "--overwrite" if overwrites else "standard output, which begins anew each time"
+        raise CommandError(f"--resume does not go with {other}", BAD_USAGE)
     if path is not None and shard.count > 1:
         path = shard.path(path)
     is_table = path is not None and path.suffix.lower() == ".csv"
