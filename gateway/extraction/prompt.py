@@ -1,6 +1,6 @@
-"""What the model reads: instructions, schema and examples first, which all documents of a job share, the document last.
+"""What the model reads: schema and examples first, which all documents of a job share, then the document, and what to do.
 
-So the worker keeps the part that is the same, and reads of each document only its text.
+So the worker keeps the part that is the same, and reads little more of each document than its text.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ def prompt_of(extraction: Extraction, text: str) -> ChatPrompt:
 
     Everything is said by the user: some models' templates know no system message.
     """
-    head = extraction.instructions
-    if extraction.shows_schema:
-        head += f"\n\nJSON Schema:\n{extraction.json_schema.strip()}"
     turns: list[Message] = []
     for example in extraction.examples:
-        turns += [Message("user", _asked(example.text)), Message("assistant", example.record.strip())]
-    turns.append(Message("user", _asked(text)))
-    turns[0] = Message("user", f"{head}\n\n{turns[0].content}")
+        turns += [Message("user", _asked(extraction, example.text)), Message("assistant", example.record.strip())]
+    turns.append(Message("user", _asked(extraction, text)))
+    if extraction.shows_schema:
+        schema = f"JSON Schema:\n{extraction.json_schema.strip()}"
+        turns[0] = Message("user", f"{schema}\n\n{turns[0].content}")
     return ChatPrompt(tuple(turns), plain=_plain(turns))
 
 
-def _asked(text: str) -> str:
-    return f"Document:\n{text.strip()}"
+def _asked(extraction: Extraction, text: str) -> str:
+    # Small models do best what they were told last.
+    return f"Document:\n{text.strip()}\n\n{extraction.instructions}"
 
 
 def _plain(turns: list[Message]) -> str:

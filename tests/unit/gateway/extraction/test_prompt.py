@@ -25,7 +25,7 @@ def test_documents_of_a_job_share_all_but_their_own_text() -> None:
     assert first.plain.replace("the first", "the second") == second.plain
     head, _, rest = first.plain.partition("the first")
     assert '{"a": 1}' in head
-    assert rest == "\n\nRecord:\n\n"
+    assert rest == "\n\nDo it.\n\nRecord:\n\n"
 
 
 def test_the_schema_can_be_left_out() -> None:
