@@ -1,4 +1,4 @@
-"""What the model reads: schema and examples first, which all documents of a job share, then the document, and what to do.
+"""What the model reads: schema and examples first, which all documents of a job share, then document and task.
 
 So the worker keeps the part that is the same, and reads little more of each document than its text.
 """
