@@ -335,6 +335,10 @@ class Generation:
         gaps = metrics.INTER_TOKEN_SECONDS.labels(kind)
         for earlier, later in pairwise(account.written_at):
             gaps.observe(later - earlier)
+        if len(result.token_ids) > 1:
+            metrics.TPOT_SECONDS.labels(kind).observe(result.tpot_s)
+        for mass in account.removed_mass:
+            metrics.REMOVED_MASS.observe(mass)
         metrics.PROMPT_TOKENS.inc(result.num_prompt_tokens)
         metrics.COMPLETION_TOKENS.inc(len(result.token_ids))
         metrics.FORCED_TOKENS.inc(result.num_forced_tokens)

@@ -15,7 +15,6 @@ from espalier.v1 import gateway_pb2_grpc, types_pb2
 from google.protobuf.message import Message as ProtoMessage
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from gateway.clients.peer import Metadata, outgoing_metadata
 from gateway.decode.beam import BeamSettings
 from gateway.decode.interfaces import CompileOptions, Constraint
 from gateway.decode.output import Delta
@@ -34,6 +33,7 @@ from gateway.request import (
     TokenPrompt,
 )
 from gateway.service import Gateway
+from services.rpckit.calls import current_span, outgoing_metadata
 from services.rpckit.enums import number_of, words_of
 from services.rpckit.status import InvalidRequest
 
@@ -58,7 +58,11 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
             """Wait for the whole."""
 
         results = await self._gateway.generate(
-            generation, drop, deadline_s=context.time_remaining(), metadata=_trace(context)
+            generation,
+            drop,
+            deadline_s=context.time_remaining(),
+            metadata=outgoing_metadata(),
+            span=current_span(),
         )
         first, *others = (pb.Choice(text=result.text, result=_result(result)) for result in results)
         return pb.GenerateResponse(text=first.text, result=first.result, others=others)
@@ -89,7 +93,13 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
             async with writing:
                 await context.write(message)
 
-        await self._gateway.generate(generation, send, deadline_s=context.time_remaining(), metadata=_trace(context))
+        await self._gateway.generate(
+            generation,
+            send,
+            deadline_s=context.time_remaining(),
+            metadata=outgoing_metadata(),
+            span=current_span(),
+        )
 
     async def Score(self, request: pb.ScoreRequest, context: _Context[Any, Any]) -> pb.ScoreResponse:
         """Say how probable a text is."""
@@ -101,7 +111,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
             found, num_prompt_tokens = await self._gateway.score(
                 ScoreRequest(_prompt(request), request.text, target_token_ids, request.num_top, request.with_end),
                 deadline_s=context.time_remaining(),
-                metadata=_trace(context),
+                metadata=outgoing_metadata(),
             )
         return pb.ScoreResponse(
             logprob=found.logprob,
@@ -254,14 +264,6 @@ def _unknown_fields(message: ProtoMessage, path: str) -> Iterator[str]:
         else:
             for index, item in enumerate(value):
                 yield from _unknown_fields(item, f"{inner}[{index}]")
-
-
-def _trace(context: _Context[Any, Any]) -> Metadata:
-    """Return the caller's trace context, or one that begins here, so that the services' logs can be put together."""
-    metadata = outgoing_metadata(tuple(context.invocation_metadata() or ()))
-    if any(key == "traceparent" for key, _ in metadata):
-        return metadata
-    return (("traceparent", f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-00"),)
 
 
 def _logprob(logprob: TokenLogprob) -> pb.TokenLogprob:

@@ -33,13 +33,15 @@ class Limits:
 
 @dataclass(slots=True)
 class Account:
-    """What a generation did, filled as it goes. What was taken back is only in the last three counts."""
+    """What a generation did, filled as it goes. The last three counts and `removed_mass` know what was taken back."""
 
     token_ids: list[int] = field(default_factory=list)
     written_at: list[float] = field(default_factory=list)
     """When (`time.perf_counter`) each token was written."""
     masks: list[Bitmask] = field(default_factory=list)
     """What was allowed in the place of each token, where that is kept."""
+    removed_mass: list[float] = field(default_factory=list)
+    """What the mask took from the model, where a token was drawn under one; of tokens taken back too."""
     num_forced_tokens: int = 0
     mask_wait_s: float = 0.0
     num_budget_rollbacks: int = 0

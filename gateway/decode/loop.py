@@ -14,6 +14,7 @@ import numpy as np
 from gateway.decode.guided import Guide
 from gateway.decode.interfaces import Guidance, Logits, MatcherState
 from gateway.decode.limits import Account, FinishReason, Limits, check_rollbacks, no_text, refuse_small_budget
+from gateway.decode.logits import removed_mass
 from gateway.decode.output import Delta, Output
 from gateway.decode.sampler import Sampler
 from gateway.decode.sequence import ModelSequence
@@ -208,6 +209,7 @@ class DecodeLoop:
                 token_id = self._sampler.draw(logits, bool_mask, self.account.token_ids, excluded=excluded)
                 assert token_id is not None, "the mask has as many tokens as the guidance says"
             if token_id in self._eos_token_ids:
+                self._note_removed(logits, bool_mask)
                 return _Taken(token_id, None, is_sent=False)
             following, is_sent = await self._look(guide, token_id, may_send=logits is not None)
             in_vain_with = self._dead.get(following.after_forced, -math.inf)
@@ -219,9 +221,14 @@ class DecodeLoop:
                 self.account.num_budget_rollbacks += 1
                 point.num_too_long += 1
             else:
+                self._note_removed(logits, bool_mask)  # while the worker is at its next step
                 return _Taken(token_id, following, is_sent)
             point.refused.add(token_id)
         return None
+
+    def _note_removed(self, logits: Logits | None, bool_mask: BoolMask) -> None:
+        if logits is not None:
+            self.account.removed_mass.append(removed_mass(logits, bool_mask))
 
     def _ends_too_early(self, point: _Point) -> frozenset[int]:
         """Return the end tokens where the text is too short to end and something else is left to try."""
