@@ -6,7 +6,7 @@ BIN := .venv/bin
 RELEASED := protos/released.binpb
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-integration test-conformance test-e2e test-bounds install install-run proto released format lint typecheck buf check ci bench bench-mask bench-grammar bench-dead-ends bench-growth bench-load bench-worker soak-gateway soak-worker run model clean
+.PHONY: help demo test test-quick test-integration test-conformance test-e2e test-bounds install install-run proto released format lint typecheck buf check ci bench bench-mask bench-grammar bench-dead-ends bench-growth bench-load bench-tracing bench-worker dashboard-check soak-gateway soak-worker run model clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -98,6 +98,12 @@ soak-worker: install  ## Run 64 sequences at once for a while and check that not
 
 bench-cache: install model  ## Measure the shared cache with real replicas, and break it under load; flags in ARGS (see tests/bench/cache.py)
 	@$(BIN)/python -m tests.bench.cache $(ARGS)
+
+bench-tracing: install model  ## Measure what traces and removed mass cost a token; flags in ARGS (see tests/bench/tracing.py)
+	@$(BIN)/python -m tests.bench.tracing $(ARGS)
+
+dashboard-check: install  ## Ask every query of dashboard and alerts of a real Prometheus (which must be on PATH) beside a running stack
+	@$(BIN)/python -m tests.bench.dashboard $(ARGS)
 
 run: install-run model  ## Start everything until Ctrl-C
 	@$(BIN)/espalier up

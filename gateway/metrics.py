@@ -28,6 +28,8 @@ REQUEST_PROMPT_TOKENS = Histogram(
 REQUEST_COMPLETION_TOKENS = Histogram(
     "espalier_gateway_request_completion_tokens", "Tokens of all texts of such a request.", buckets=_TOKEN_BUCKETS
 )
+for _outcome in ("stop", "length", "budget_closed", "CANCELLED"):
+    FINISHED.labels(_outcome)  # from the start, so that a rate sees the first of each
 TTFT_SECONDS = Histogram(
     "espalier_gateway_ttft_seconds",
     "Time from arrival to the first token.",

@@ -5,6 +5,8 @@ from prometheus_client import Counter, Gauge, Histogram
 _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 STEPS = Counter("espalier_worker_steps", "Steps by outcome: OK, CANCELLED, or the reason of the error.", ["outcome"])
+for _outcome in ("OK", "CANCELLED"):
+    STEPS.labels(_outcome)  # from the start, so that a rate sees the first of each
 TOKENS = Counter("espalier_worker_tokens", "Tokens that went through the model.")
 CACHED_TOKENS = Counter(
     "espalier_worker_cached_tokens", "Tokens of steps whose keys and values were in the cache already."
