@@ -130,12 +130,15 @@ def _nodes(node: Any) -> Iterator[Any]:
 
 
 class Exposed:
-    """What the services' `/metrics` answer: the label sets of each sample's name."""
+    """What the services' `/metrics` answer: the label sets of each sample's name, and the names of all metrics."""
 
     def __init__(self, *pages: str) -> None:
         self.labels_of: dict[str, list[dict[str, str]]] = {}
+        self.names: set[str] = set()
+        """Of those without a sample too; not of what belongs to a histogram."""
         for page in pages:
             for family in text_string_to_metric_families(page):
+                self.names.add(f"{family.name}_total" if family.type == "counter" else family.name)
                 for sample in family.samples:
                     self.labels_of.setdefault(sample.name, []).append(sample.labels)
 
