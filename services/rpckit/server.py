@@ -74,8 +74,15 @@ _tracebacks = structlog.processors.ExceptionRenderer(structlog.tracebacks.Except
 
 def configure_logs(settings: ServiceSettings) -> None:
     """Send logs to stderr: structlog's and those of libraries, as JSON lines or as text."""
+
+    def add_service(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        """Name the service in every line, those of threads too, which have no context."""
+        event["service"] = settings.service
+        return event
+
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        add_service,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
@@ -105,7 +112,6 @@ def configure_logs(settings: ServiceSettings) -> None:
     root.setLevel(max(logging.INFO, logging.getLevelName(settings.log_level.upper())))
     for name in ("services", "gateway"):
         logging.getLogger(name).setLevel(settings.log_level.upper())
-    structlog.contextvars.bind_contextvars(service=settings.service)
 
 
 async def serve(

@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gateway.decode.logits import apply_bool_mask, apply_temperature, keep_top_k, keep_top_p
+from gateway.decode.logits import (
+    apply_bool_mask,
+    apply_temperature,
+    keep_top_k,
+    keep_top_p,
+    log_sum_exp,
+    removed_mass,
+)
 
 rows = hnp.arrays(
     np.float32,
@@ -95,3 +102,16 @@ def test_temperature_never_overflows(temperature: float) -> None:
 
 def test_the_mask_takes_tokens_out() -> None:
     assert apply_bool_mask(np.array([1, 2], np.float32), np.array([True, False])).tolist() == [1, -np.inf]
+
+
+@given(rows, st.integers(0, 2**40 - 1))
+def test_the_removed_mass_is_what_the_mask_leaves_of_one(row: np.ndarray, bits: int) -> None:
+    mask = np.array([bits >> i & 1 for i in range(len(row))], np.bool_)
+    allowed = row[mask]
+    kept_mass = float(np.exp(log_sum_exp(allowed) - log_sum_exp(row))) if np.isfinite(allowed).any() else 0.0
+    assert removed_mass(row, mask) == pytest.approx(1 - kept_mass, abs=1e-5)
+
+
+@pytest.mark.parametrize(("mask", "mass"), [([True, True], 0.0), ([False, False], 1.0), ([True, False], 0.5)])
+def test_the_removed_mass_of_all_of_nothing_and_of_half(mask: list[bool], mass: float) -> None:
+    assert removed_mass(np.array([7.0, 7.0], np.float32), np.array(mask)) == mass

@@ -273,3 +273,17 @@ async def test_a_mask_without_tokens_is_named_a_bug() -> None:
     language.witness = lambda prefix: []  # type: ignore[method-assign]
     with pytest.raises(ServiceError, match="dead end"):
         await decode(language)
+
+
+@pytest.mark.parametrize("grace_s", [0.0, 1.0])
+async def test_the_removed_mass_is_noted_for_each_token_that_is_drawn(grace_s: float) -> None:
+    run = await decode(FiniteLanguage(RECORDS), sampling=Sampling(temperature=1.0, seed=5), grace_s=grace_s)
+    account = run.loop.account
+    num_drawn = len(account.token_ids) - account.num_forced_tokens
+    assert 0 < len(account.removed_mass) <= num_drawn + 1  # the end is drawn too, where anything else may follow
+    assert len(account.removed_mass) >= num_drawn
+    assert all(0.5 < mass <= 1 for mass in account.removed_mass)  # few of 288 tokens are allowed anywhere
+
+
+async def test_free_text_has_no_removed_mass() -> None:
+    assert (await decode(None, max_tokens=5)).loop.account.removed_mass == []
