@@ -2,13 +2,16 @@
 
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
 
 import grpc
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from services.rpckit.calls import TraceContext
 from services.rpckit.settings import ServiceSettings
@@ -139,6 +142,30 @@ def test_between_services_no_trace_begins(collector: Collector, monkeypatch: pyt
     tracing.stop()
     (call,) = _arrived(collector, trace_id, 1).values()
     assert call.service == "my-worker"
+
+
+def test_the_protocol_may_be_http(monkeypatch: pytest.MonkeyPatch) -> None:
+    received: list[ExportTraceServiceRequest] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            assert self.path == "/v1/traces"
+            received.append(ExportTraceServiceRequest.FromString(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+        tracing = _start(FrontSettings())
+        _span(tracing, None)[1].end(grpc.StatusCode.OK, None)
+        tracing.stop()
+        server.shutdown()
+    spans = [
+        span for request in received for sent in request.resource_spans for of in sent.scope_spans for span in of.spans
+    ]
+    assert [span.name for span in spans] == [METHOD.removeprefix("/")]
 
 
 def test_a_collector_that_is_away_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
