@@ -73,10 +73,11 @@ class Tracing:
         attributes = {"rpc.system.name": "grpc", "rpc.method": name, "espalier.request.id": request_id}
         span = self._tracer.start_span(name, _context(parent), kind=SpanKind.SERVER, attributes=attributes)
         own = span.get_span_context()
-        place = TraceContext(
-            f"{own.trace_id:032x}", f"{own.span_id:016x}", int(own.trace_flags), own.trace_state.to_header()
-        )
-        return place, CallSpan(self._tracer, span, self._max_spans) if span.is_recording() else None
+        is_recorded = span.is_recording()
+        # Below a span that nobody will see, calls and log lines belong to the caller's.
+        span_id = f"{own.span_id:016x}" if is_recorded or parent is None else parent.span_id
+        place = TraceContext(f"{own.trace_id:032x}", span_id, int(own.trace_flags), own.trace_state.to_header())
+        return place, CallSpan(self._tracer, span, self._max_spans) if is_recorded else None
 
     def stop(self) -> None:
         """Send what is left, for two seconds at most: a collector that is away would be asked for half a minute."""

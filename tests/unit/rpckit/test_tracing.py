@@ -118,7 +118,16 @@ def test_a_caller_that_does_not_sample_is_not_sampled(collector: Collector, monk
     place, span = tracing.start(METHOD, TraceContext(TRACE, PARENT, 0), "r1")
     tracing.stop()
     assert span is None
-    assert (place.trace_id, place.flags & 1) == (TRACE, 0)
+    assert place == TraceContext(TRACE, PARENT, 0)
+
+
+def test_a_sampler_that_says_no_is_heard_further_on(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
+    tracing = _start(FrontSettings())
+    place, span = tracing.start(METHOD, TraceContext(TRACE, PARENT, 1), "r1")
+    tracing.stop()
+    assert (place, span) == (TraceContext(TRACE, PARENT, 0), None)
 
 
 def test_the_sampler_of_the_environment_counts(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
