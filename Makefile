@@ -6,7 +6,7 @@ BIN := .venv/bin
 RELEASED := protos/released.binpb
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-integration test-conformance test-e2e test-bounds install install-run proto released format lint typecheck buf check ci bench bench-mask bench-grammar bench-dead-ends bench-growth bench-load bench-worker soak-gateway soak-worker bench-cache bench-extract bench-extract-kills bench-extract-million run model clean
+.PHONY: help demo test test-quick test-integration test-conformance test-e2e test-bounds install install-run proto released format lint typecheck buf check ci bench bench-mask bench-grammar bench-dead-ends bench-growth bench-load bench-tracing bench-worker dashboard-check soak-gateway soak-worker bench-cache bench-extract bench-extract-kills bench-extract-million run model clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -107,6 +107,12 @@ bench-extract-kills: install  ## Kill everything under an extraction job, 20 tim
 
 bench-extract-million: install  ## Run an extraction job over a million lines: how soon it begins, how much memory it takes
 	@$(BIN)/python -m tests.bench.extract_million $(ARGS)
+
+bench-tracing: install model  ## Measure what traces and removed mass cost a token; flags in ARGS (see tests/bench/tracing.py)
+	@$(BIN)/python -m tests.bench.tracing $(ARGS)
+
+dashboard-check: install  ## Ask every query of dashboard and alerts of a real Prometheus (which must be on PATH) beside a running stack
+	@$(BIN)/python -m tests.bench.dashboard $(ARGS)
 
 run: install-run model  ## Start everything until Ctrl-C
 	@$(BIN)/espalier up

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from gateway import metrics
+from services.rpckit.calls import current_span
 from services.rpckit.status import OutOfCapacity
 
 
@@ -35,11 +37,16 @@ class Admission:
                 max_queued=self._max_queued,
             )
         self._num_queued += 1
+        arrived_ns = time.time_ns()
         try:
             with metrics.QUEUED.track_inprogress():
                 await self._turns.acquire()
         finally:
             self._num_queued -= 1
+        now_ns = time.time_ns()
+        metrics.QUEUE_SECONDS.observe((now_ns - arrived_ns) / 1e9)
+        if (span := current_span()) is not None:
+            span.add_child("queue", arrived_ns, now_ns, {})
         try:
             with metrics.RUNNING.track_inprogress():
                 yield

@@ -69,7 +69,7 @@ class GenerationResult:
     score: float | None = None
     reasoning: str = ""
     draws: tuple[Draw | None, ...] = ()
-    """What the model thought of each token, where the request watches; None for what the constraint forced."""
+    """What the model thought of each token of a constrained text, None where it was not drawn but forced."""
 
 
 Emit: TypeAlias = Callable[[int, Delta | GenerationResult], Awaitable[None]]
@@ -171,7 +171,6 @@ class Generation:
             prefix=self._healed.encode(),
             interjection=self._reasoning_end(preamble),
             keeps_masks=request.num_top_logprobs is not None,
-            watches_draws=request.watches_draws,
         )
         finish_reason = await loop.run()
         if request.value_events and (rest := values.finish()):
@@ -341,6 +340,11 @@ class Generation:
         gaps = metrics.INTER_TOKEN_SECONDS.labels(kind)
         for earlier, later in pairwise(account.written_at):
             gaps.observe(later - earlier)
+        if len(result.token_ids) > 1:
+            metrics.TPOT_SECONDS.labels(kind).observe(result.tpot_s)
+        for draw in account.draws:
+            if draw is not None:
+                metrics.REMOVED_MASS.observe(draw.removed_mass)
         metrics.PROMPT_TOKENS.inc(result.num_prompt_tokens)
         metrics.COMPLETION_TOKENS.inc(len(result.token_ids))
         metrics.FORCED_TOKENS.inc(result.num_forced_tokens)

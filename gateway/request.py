@@ -120,8 +120,6 @@ class GenerationRequest:
     heals_prompt: bool = False
     value_events: bool = False
     reasoning: Reasoning | None = None
-    watches_draws: bool = False
-    """Keep what the model thought of the tokens that it chose. Only with a constraint; a beam watches nothing."""
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 1:

@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
@@ -22,6 +22,7 @@ from gateway.decode.loop import plain_mask
 from gateway.decode.output import Delta
 from gateway.decode.score import TextScore, score
 from gateway.decode.sequence import ModelSequence
+from gateway.genai_span import describe_request, describe_results
 from gateway.generation import Emit, Generation, GenerationResult
 from gateway.request import (
     DEFAULT_MAX_TOKENS,
@@ -41,6 +42,9 @@ from services.rpckit.status import (
     NotReady,
     ServiceError,
 )
+
+if TYPE_CHECKING:
+    from services.rpckit.spans import CallSpan
 
 _T = TypeVar("_T")
 
@@ -108,11 +112,13 @@ class Gateway:
         deadline_s: float | None = None,
         metadata: Metadata = (),
         is_patient: bool = False,
+        span: CallSpan | None = None,
     ) -> list[GenerationResult]:
         """Write the texts of a request; pieces go to `emit` as they are written, then each text's result.
 
         `deadline_s` is what the caller has left; a caller that `is_patient` waits for its turn however many others do.
-        Everything the generation opened is released when this returns, raises or is cancelled.
+        `span` is that of a call that is for this alone. Everything the generation opened is released when this
+        returns, raises or is cancelled.
 
         Raises:
             ServiceError: see the contract of `GatewayService.Generate`.
@@ -125,12 +131,13 @@ class Gateway:
             if request.constraint is not None:
                 await self._constraint.peer.connect(self.settings.connect_wait_s)
             return await self._with_model(
-                lambda model: self._generate(request, emit, arrived, deadline, metadata, model)
+                lambda model: self._generate(request, emit, arrived, deadline, metadata, model, span)
             )
 
         try:
             results = await self._in_turn(write, deadline_s, is_patient=is_patient)
             outcome = results[0].finish_reason
+            _count(results, time.perf_counter() - arrived)
             return results
         except ServiceError as error:
             outcome = error.reason
@@ -247,7 +254,10 @@ class Gateway:
         deadline: float,
         metadata: Metadata,
         model: Model,
+        span: CallSpan | None,
     ) -> list[GenerationResult]:
+        if span is not None:
+            describe_request(span, request, model.name)
         request.check_tokens(model.vocab_size)
         prompt_token_ids = await self._encode(request.prompt, model)
         limits = self._limits(request, model, len(prompt_token_ids))
@@ -273,7 +283,10 @@ class Gateway:
             emit=emit_checked,
         )
         try:
-            return await generation.run()
+            results = await generation.run()
+            if span is not None:
+                describe_results(span, model.name, results)
+            return results
         except Exception as error:
             # Another vocabulary explains errors that would be riddles else.
             await asyncio.wait({checked}, timeout=1)
@@ -339,6 +352,14 @@ class Gateway:
             max_rollback_tokens=self.settings.max_rollback_tokens,
             min_tokens=request.min_tokens,
         )
+
+
+def _count(results: Sequence[GenerationResult], seconds: float) -> None:
+    """Count a request that has all its texts."""
+    kind = "guided" if results[0].is_validated else "free"
+    metrics.REQUEST_SECONDS.labels(kind).observe(seconds)
+    metrics.REQUEST_PROMPT_TOKENS.observe(results[0].num_prompt_tokens)
+    metrics.REQUEST_COMPLETION_TOKENS.observe(sum(len(result.token_ids) for result in results))
 
 
 def _template(model: Model) -> ChatTemplate:

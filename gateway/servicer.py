@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from typing import Any, Final
 
 import grpc.aio
 from espalier.v1 import gateway_pb2 as pb
 from espalier.v1 import gateway_pb2_grpc
 
-from gateway.clients.peer import Metadata, outgoing_metadata
 from gateway.contract import (
     extraction_result_message,
     fields_of,
@@ -29,6 +27,7 @@ from gateway.extraction.request import Document
 from gateway.generation import GenerationResult
 from gateway.request import ScoreRequest
 from gateway.service import Gateway
+from services.rpckit.calls import current_span, outgoing_metadata
 from services.rpckit.status import InvalidRequest
 
 FULL_SERVICE_NAME: Final[str] = pb.DESCRIPTOR.services_by_name["GatewayService"].full_name
@@ -53,7 +52,11 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
             """Wait for the whole."""
 
         results = await self._gateway.generate(
-            generation, drop, deadline_s=context.time_remaining(), metadata=_trace(context)
+            generation,
+            drop,
+            deadline_s=context.time_remaining(),
+            metadata=outgoing_metadata(),
+            span=current_span(),
         )
         first, *others = (pb.Choice(text=result.text, result=result_message(result)) for result in results)
         return pb.GenerateResponse(text=first.text, result=first.result, others=others)
@@ -84,7 +87,13 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
             async with writing:
                 await context.write(message)
 
-        await self._gateway.generate(generation, send, deadline_s=context.time_remaining(), metadata=_trace(context))
+        await self._gateway.generate(
+            generation,
+            send,
+            deadline_s=context.time_remaining(),
+            metadata=outgoing_metadata(),
+            span=current_span(),
+        )
 
     async def Extract(self, request: pb.ExtractRequest, context: _Context[Any, Any]) -> pb.ExtractResponse:
         """Make a record of a document."""
@@ -94,7 +103,8 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
                 extraction,
                 read_document(request.document),
                 deadline_s=context.time_remaining(),
-                metadata=_trace(context),
+                metadata=outgoing_metadata(),
+                span=current_span(),
             )
         return pb.ExtractResponse(result=extraction_result_message(result))
 
@@ -116,7 +126,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
             raise InvalidRequest(
                 f"`max_concurrent` is {max_concurrent}; it must be from 1 to {most}", field="max_concurrent"
             )
-        trace = _trace(context)
+        metadata = outgoing_metadata()
 
         async def read() -> Document | None:
             message = await context.read()
@@ -129,7 +139,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
 
         async def extract(document: Document) -> ExtractionResult:
             return await self._extractor.extract(
-                extraction, document, deadline_s=context.time_remaining(), metadata=trace, is_patient=True
+                extraction, document, deadline_s=context.time_remaining(), metadata=metadata, is_patient=True
             )
 
         async def write(result: ExtractionResult) -> None:
@@ -148,7 +158,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
             found, num_prompt_tokens = await self._gateway.score(
                 ScoreRequest(read_prompt(request), request.text, target_token_ids, request.num_top, request.with_end),
                 deadline_s=context.time_remaining(),
-                metadata=_trace(context),
+                metadata=outgoing_metadata(),
             )
         return pb.ScoreResponse(
             logprob=found.logprob,
@@ -181,11 +191,3 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         model = await self._gateway.model()
         names = (field.name for field in pb.GetModelInfoResponse.DESCRIPTOR.fields)
         return pb.GetModelInfoResponse(**{name: getattr(model, name) for name in names})
-
-
-def _trace(context: _Context[Any, Any]) -> Metadata:
-    """Return the caller's trace context, or one that begins here, so that the services' logs can be put together."""
-    metadata = outgoing_metadata(tuple(context.invocation_metadata() or ()))
-    if any(key == "traceparent" for key, _ in metadata):
-        return metadata
-    return (("traceparent", f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-00"),)

@@ -13,6 +13,7 @@ class GatewaySettings(ServiceSettings):
     """What the gateway can be told. Limits have a unit in their name; passing one is a documented error."""
 
     service: ClassVar[str] = "gateway"
+    starts_traces: ClassVar[bool] = True
 
     address: Address = Field("127.0.0.1:50060", description="Where to listen: host:port or unix:/path.")
     worker_address: Address = Field("127.0.0.1:50061", description="The model worker.")

@@ -63,6 +63,7 @@ def show(error: ServiceError | CommandError) -> None:
         facts = {"code": error.code.name, "reason": error.reason, "field": error.field, **error.metadata}
         if error.retry_after_s is not None:
             facts["retry after"] = f"{error.retry_after_s:g} s"
+        facts["request id"] = error.request_id
         for name, value in facts.items():
             if value:
                 console.print(f"  [dim]{escape(name)}:[/] {escape(value)}")

@@ -16,6 +16,7 @@ from espalier.v1 import model_worker_pb2_grpc
 
 from gateway.clients.peer import Metadata, PairedStream, Peer, converted
 from gateway.decode.interfaces import Step, StepReply
+from services.rpckit.calls import outgoing_metadata
 from services.rpckit.rich_status import from_item_status
 from services.rpckit.status import LeaseExpired, NotReady, OutOfCapacity, ServiceError, VocabularyMismatch
 from services.vocabulary import UnsupportedTokenizerError, Vocabulary
@@ -113,7 +114,9 @@ class ModelWorkerClient:
     async def _release(self, sequence_ids: list[str]) -> None:
         try:
             await self._stub.ReleaseSequences(
-                pb.ReleaseSequencesRequest(sequence_ids=sequence_ids), timeout=_RELEASE_TIMEOUT_S
+                pb.ReleaseSequencesRequest(sequence_ids=sequence_ids),
+                timeout=_RELEASE_TIMEOUT_S,
+                metadata=outgoing_metadata(),
             )
         except grpc.aio.AioRpcError as error:
             _log.warning("sequences are left to their lease", sequence_ids=sequence_ids, error=error.details())

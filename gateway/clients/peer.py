@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Generic, Protocol, TypeVar
 
 import grpc
@@ -181,10 +181,3 @@ def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
     if not future.done():
         future.set_exception(error)
         future.exception()  # seen: whoever gave up on it does not ask
-
-
-def outgoing_metadata(pairs: Sequence[tuple[str, str | bytes]]) -> Metadata:
-    """Return the W3C trace context among a call's metadata, as the calls made for it carry on."""
-    return tuple(
-        (key, value) for key, value in pairs if key in ("traceparent", "tracestate") and isinstance(value, str)
-    )

@@ -42,7 +42,7 @@ class Account:
     masks: list[Bitmask] = field(default_factory=list)
     """What was allowed in the place of each token, where that is kept."""
     draws: list[Draw | None] = field(default_factory=list)
-    """What the model thought of each token of a constrained text, where that is watched; None: it had no say in it."""
+    """What the model thought of each token of a constrained text; None: it had no say in it."""
     num_forced_tokens: int = 0
     mask_wait_s: float = 0.0
     num_budget_rollbacks: int = 0

@@ -73,7 +73,6 @@ class DecodeLoop:
         prefix: bytes = b"",
         interjection: Callable[[int], Sequence[int]] = lambda num_tokens: (),
         keeps_masks: bool = False,
-        watches_draws: bool = False,
     ) -> None:
         """`plain_mask` `(V,)` has the tokens that free text may use: those with bytes, and the end tokens.
 
@@ -92,7 +91,6 @@ class DecodeLoop:
         self._prefix = prefix
         self._interjection = interjection
         self._keeps_masks = keeps_masks
-        self._watches_draws = watches_draws
         self._is_bound_by_budget = False
         self._points: list[_Point] = []
         """From the last state that is settled to the one that is reached."""
@@ -223,9 +221,8 @@ class DecodeLoop:
                 self.account.num_budget_rollbacks += 1
                 point.num_too_long += 1
             else:
-                draw = None
-                if self._watches_draws and logits is not None:
-                    draw = observe(logits, bool_mask, token_id)
+                # While the worker is at its next step.
+                draw = None if logits is None else observe(logits, bool_mask, token_id)
                 return _Taken(token_id, following, is_sent, draw)
             point.refused.add(token_id)
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from gateway import metrics
 from gateway.clients.peer import Metadata
@@ -29,6 +29,9 @@ from services.rpckit.status import (
     UnsupportedConstruct,
     VocabularyMismatch,
 )
+
+if TYPE_CHECKING:
+    from services.rpckit.spans import CallSpan
 
 Status = Literal["valid", "budget_closed", "failed"]
 
@@ -64,9 +67,10 @@ class Extractor:
         *,
         deadline_s: float | None = None,
         metadata: Metadata = (),
+        span: CallSpan | None = None,
         is_patient: bool = False,
     ) -> ExtractionResult:
-        """Make a document's record; `deadline_s` and `is_patient` as for `Gateway.generate`.
+        """Make a document's record; what is named is as for `Gateway.generate`.
 
         Raises:
             ServiceError: one that is not the document's own: of the extraction, or of a service that is away.
@@ -82,6 +86,7 @@ class Extractor:
                 _wait_for_all,
                 deadline_s=min(limits, default=None),
                 metadata=metadata,
+                span=span,
                 is_patient=is_patient,
             )
         except ServiceError as error:

@@ -65,7 +65,7 @@ class Extraction:
         Raises:
             InvalidRequest: a value is out of range.
         """
-        # A beam scores its finished texts by itself, and watches no draws.
+        # A beam draws nothing of which something could be known by the way, and scores its texts by itself.
         is_scored = self.exact_scores or self.beam is not None
         return GenerationRequest(
             prompt=prompt,
@@ -75,7 +75,6 @@ class Extraction:
             max_tokens=self.max_tokens,
             beam=self.beam,
             num_top_logprobs=0 if is_scored else None,
-            watches_draws=not is_scored,
         )
 
 

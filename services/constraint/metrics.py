@@ -35,3 +35,13 @@ LOCK_WAIT_SECONDS = Histogram(
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
 WARM_MASKS = Counter("espalier_constraint_warm_masks", "Masks taken from and given to other replicas.", ["direction"])
+
+# From the start, so that a rate sees the first of each.
+for _metric, _values in (
+    (LOOKUPS, ("memory", "redis", "compiled")),
+    (ADVANCES, ("OK", "LEASE_EXPIRED")),
+    (VALIDATIONS, ("VALID", "INVALID")),
+    (STORE_FAILURES, ("get", "put", "probe")),
+):
+    for _value in _values:
+        _metric.labels(_value)

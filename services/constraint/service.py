@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -245,7 +246,8 @@ class ConstraintService:
         )
 
     async def _in_thread(self, function: Callable[..., _T], *arguments: object) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+        context = copy_context()  # the call's names, for the log
+        return await asyncio.get_running_loop().run_in_executor(self._threads, context.run, function, *arguments)
 
 
 def _derive(vocabulary: Vocabulary) -> tuple[TokenTrie, TokenClasses]:

@@ -11,8 +11,10 @@ from espalier.v1 import constraint_pb2, constraint_pb2_grpc, types_pb2
 
 from services.constraint.contract import source_of
 from services.constraint.core.engine import TERMINATED, Forcing
+from services.constraint.move_spans import record_moves
 from services.constraint.service import ConstraintService, Move, Moved
 from services.constraint.sources import KeywordReport, SourceOptions, named
+from services.rpckit.calls import current_span
 from services.rpckit.enums import number_of, words_of
 from services.rpckit.rich_status import to_item_status
 from services.rpckit.status import ServiceError
@@ -38,6 +40,8 @@ class ConstraintServicer(constraint_pb2_grpc.ConstraintServiceServicer):
         source = source_of(request.constraint)
         options, forcing = _options(request.options)
         found, moved = await self._service.compile(source, options, forcing, request.vocabulary_digest)
+        if (span := current_span()) is not None:
+            span.describe({"espalier.grammar.id": found.grammar_id, "espalier.cache.level": found.level})
         return constraint_pb2.CompileResponse(
             grammar_id=found.grammar_id,
             start=_guidance(moved),
@@ -91,7 +95,10 @@ class ConstraintServicer(constraint_pb2_grpc.ConstraintServiceServicer):
         )
 
     async def _advance(self, items: Sequence[constraint_pb2.AdvanceItem]) -> list[constraint_pb2.AdvanceResult]:
+        started_ns = time.time_ns()
         results = await self._service.advance([_move(item) for item in items])
+        if (span := current_span()) is not None:
+            record_moves(span, started_ns, items, results)
         return [
             constraint_pb2.AdvanceResult(error=to_item_status(result))
             if isinstance(result, ServiceError)

@@ -6,11 +6,14 @@ from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Literal
 
 from services.model_worker.sequence import Experts, Logits, Step, Transaction
 
 SHORT_TOKENS = 16
 """A step with so many tokens left, or fewer, comes before the others."""
+
+StepKind = Literal["prefill", "decode"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,10 @@ class StepOutcome:
     """Tokens of the step that were in the cache already."""
     experts: Experts | None = None
     """`(T, L, A)` of the tokens that were not, where the step asks for it."""
+    kind: StepKind = "decode"
+    started_s: float = 0.0
+    """When its first forward pass began, by the engine's clock; it was answered at `ended_s`."""
+    ended_s: float = 0.0
 
 
 @dataclass(eq=False)
@@ -54,6 +61,11 @@ class PendingStep:
     def names(self) -> set[str]:
         """The sequences that the step reads or changes."""
         return {self.step.sequence_id} if self.step.fork_of is None else {self.step.sequence_id, self.step.fork_of}
+
+    @property
+    def kind(self) -> StepKind:
+        """Whether the step creates a sequence or appends many tokens, or goes on by a few."""
+        return "prefill" if self.step.position == 0 or len(self.step.token_ids) > SHORT_TOKENS else "decode"
 
     @property
     def num_left(self) -> int:

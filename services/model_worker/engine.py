@@ -17,7 +17,7 @@ import numpy as np
 import structlog
 
 from services.model_worker import metrics
-from services.model_worker.batching import SHORT_TOKENS, Chunk, PendingStep, StepOutcome, plan_batch, startable
+from services.model_worker.batching import Chunk, PendingStep, StepOutcome, plan_batch, startable
 from services.model_worker.kv_cache import KvCache
 from services.model_worker.model.transformer import Transformer
 from services.model_worker.routing import RoutingMonitor
@@ -78,6 +78,10 @@ class Engine:
 
     def start(self) -> None:
         """Start the engine's thread."""
+        metrics.KV_BLOCKS.set(self._cache.num_blocks)
+        metrics.STEPS_RUNNING.set_function(lambda: len(self._running))
+        metrics.STEPS_WAITING.set_function(lambda: len(self._waiting) + len(self._arrived))
+        self._show()
         self._thread.start()
 
     def stop(self) -> None:
@@ -175,9 +179,15 @@ class Engine:
         chunks = plan_batch(self._running, self._max_batch_tokens)
         if chunks:
             self._run(chunks)
+        self._show()
+
+    def _show(self) -> None:
+        """Set the gauges."""
+        num_used = self._cache.num_blocks - self._cache.num_free_blocks
         metrics.OPEN_SEQUENCES.set(len(self._sequences))
-        metrics.KV_BLOCKS_USED.set(self._cache.num_blocks - self._cache.num_free_blocks)
+        metrics.KV_BLOCKS_USED.set(num_used)
         metrics.KV_BLOCKS_FREE.set(self._cache.num_free_blocks)
+        metrics.KV_USAGE_RATIO.set(num_used / self._cache.num_blocks)
 
     def _take_arrivals(self) -> None:
         with self._wake:
@@ -272,10 +282,10 @@ class Engine:
         self._answer(pending, position, logits)
 
     def _answer(self, pending: PendingStep, position: int, logits: Logits) -> None:
-        started = self._clock() if pending.started_s is None else pending.started_s
+        ended = self._clock()
+        started = ended if pending.started_s is None else pending.started_s
         if pending.started_s is not None:
-            kind = "prefill" if pending.step.position == 0 or len(pending.step.token_ids) > SHORT_TOKENS else "decode"
-            metrics.STEP_SECONDS.labels(kind).observe(self._clock() - pending.started_s)
+            metrics.STEP_SECONDS.labels(pending.kind).observe(ended - started)
         self._forget(pending)
         self._num_answered += 1
         metrics.STEPS.labels("OK").inc()
@@ -289,6 +299,9 @@ class Engine:
                 forward_s=pending.forward_s,
                 num_cached_tokens=pending.num_cached_tokens,
                 experts=np.concatenate(pending.experts) if pending.experts else None,
+                kind=pending.kind,
+                started_s=started,
+                ended_s=ended,
             ),
         )
 

@@ -110,6 +110,11 @@ class RoutingMonitor:
         self._total = self._window = Routing.nothing(len(layers), num_experts)
         self._lock = threading.Lock()
         self._collapsed: frozenset[int] = frozenset()
+        # An expert that never gets a token counts too, so each is there from the start.
+        self._expert_names = range(num_experts) if len(layers) * num_experts <= _MAX_SERIES else ("all",)
+        for layer in self.layers:
+            for expert in self._expert_names:
+                metrics.EXPERT_TOKENS.labels(layer, expert)
 
     @property
     def total(self) -> Routing:
@@ -131,10 +136,8 @@ class RoutingMonitor:
 
     def _count(self, seen: Routing) -> None:
         for layer, counts in zip(self.layers, seen.tokens_per_expert.tolist(), strict=True):
-            if len(self.layers) * self._num_experts > _MAX_SERIES:
-                metrics.EXPERT_TOKENS.labels(layer, "all").inc(sum(counts))
-                continue
-            for expert, count in enumerate(counts):
+            shown = counts if len(self._expert_names) == self._num_experts else [sum(counts)]
+            for expert, count in zip(self._expert_names, shown, strict=True):
                 if count:
                     metrics.EXPERT_TOKENS.labels(layer, expert).inc(count)
 

@@ -12,6 +12,8 @@ from espalier.v1 import model_worker_pb2, model_worker_pb2_grpc
 from services.model_worker.batching import StepOutcome
 from services.model_worker.sequence import LogitsSelection, Step
 from services.model_worker.service import WorkerService
+from services.model_worker.step_spans import record_steps
+from services.rpckit.calls import current_span
 from services.rpckit.rich_status import to_item_status
 from services.rpckit.status import InvalidRequest, ServiceError
 
@@ -224,6 +226,8 @@ def _failed(error: ServiceError) -> asyncio.Future[StepOutcome]:
 def _results(
     messages: Sequence[model_worker_pb2.SequenceStep], answers: Sequence[_Answer]
 ) -> list[model_worker_pb2.StepResult]:
+    if (span := current_span()) is not None:
+        record_steps(span, messages, answers)
     return [_result(message.sequence_id, answer) for message, answer in zip(messages, answers, strict=True)]
 
 

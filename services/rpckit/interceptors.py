@@ -1,4 +1,4 @@
-"""What wraps every call of every server: readiness, errors as rich statuses, a log line and metrics."""
+"""What wraps every call of every server: identity, readiness, errors as rich statuses, a log line, metrics, a span."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
@@ -15,8 +15,12 @@ import structlog
 from google.protobuf.message import DecodeError
 from prometheus_client import Gauge, Histogram
 
+from services.rpckit import calls
 from services.rpckit.rich_status import from_rpc_error, to_trailing_metadata
 from services.rpckit.status import InvalidRequest, NotReady, ServiceError
+
+if TYPE_CHECKING:
+    from services.rpckit.spans import Tracing
 
 RPC_SECONDS = Histogram(
     "espalier_rpc_seconds",
@@ -38,11 +42,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     The log has the traceback of the unexpected, under an id that the caller gets as well.
 
     Calls that come while `is_ready()` is false are refused with NOT_READY before the handler sees them.
+
+    The request id goes back in the trailing metadata; one that is made here in the initial metadata as well, so that
+    the caller knows it while the call is open.
     """
 
-    def __init__(self, service_name: str, is_ready: Callable[[], bool]) -> None:
+    def __init__(self, service_name: str, is_ready: Callable[[], bool], tracing: Tracing | None = None) -> None:
         self._service_name = service_name
         self._is_ready = is_ready
+        self._tracing = tracing
 
     async def intercept_service(
         self,
@@ -62,6 +70,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             with self._watch(method, context) as call:
                 try:
+                    await call.open()
                     self._refuse_unless_ready()
                     return await behavior(read(request), context)
                 except Exception as error:
@@ -70,6 +79,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         async def stream(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             with self._watch(method, context) as call:
                 try:
+                    await call.open()
                     self._refuse_unless_ready()
                     produced = behavior(read(request), context)
                     if inspect.isawaitable(produced):  # a handler that writes to the context itself
@@ -100,8 +110,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     @contextmanager
     def _watch(self, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Iterator[_Call]:
-        metadata = dict(context.invocation_metadata() or ())
-        call = _Call(method, context, traceparent=metadata.get("traceparent"))
+        identity = calls.begin(method, dict(context.invocation_metadata() or ()), self._tracing)
+        call = _Call(method, context, identity)
         RPCS_IN_FLIGHT.labels(method).inc()
         started = time.perf_counter()
         try:
@@ -119,17 +129,31 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             code = call.code or grpc.StatusCode.OK
             RPC_SECONDS.labels(method, code.name).observe(seconds)
             call.log.debug("call ended", code=code.name, ms=round(seconds * 1e3, 2))
+            if identity.span is not None:
+                identity.span.end(code, call.reason)
 
 
 class _Call:
     """One call: how it ends, and where its log lines go."""
 
-    def __init__(self, method: str, context: grpc.aio.ServicerContext[Any, Any], *, traceparent: Any) -> None:
+    def __init__(self, method: str, context: grpc.aio.ServicerContext[Any, Any], identity: calls.CallIdentity) -> None:
         self.code: grpc.StatusCode | None = None
+        self.reason: str | None = None
         self._context = context
+        self._identity = identity
+        # Every line of the call's task, and of those it starts. A task has a context of its own: nothing to undo.
+        trace = identity.trace
+        structlog.contextvars.bind_contextvars(
+            request_id=identity.request_id, trace_id=trace.trace_id, span_id=trace.span_id
+        )
         self.log = _log.bind(method=method)
-        if isinstance(traceparent, str):
-            self.log = self.log.bind(traceparent=traceparent)
+
+    async def open(self) -> None:
+        """Tell the caller what the call is known by."""
+        named = ((calls.REQUEST_ID_KEY, self._identity.request_id),)
+        self._context.set_trailing_metadata(named)
+        if self._identity.is_named_here:
+            await self._context.send_initial_metadata(named)
 
     async def abort(self, error: Exception) -> None:
         """End the call with what `error` says; always raises."""
@@ -153,9 +177,10 @@ class _Call:
                 message=error.message[:500],
                 **_safe(error.metadata),
             )
-        self.code = error.code
+        self.code, self.reason = error.code, error.reason
+        error.request_id = self._identity.request_id
         code, details, trailing = to_trailing_metadata(error)
-        await self._context.abort(code, details, trailing)
+        await self._context.abort(code, details, (*trailing, (calls.REQUEST_ID_KEY, error.request_id)))
 
 
 def _reader(handler: Any) -> tuple[Callable[[Any], Any], Any]:

@@ -40,7 +40,7 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 def to_status(error: ServiceError) -> status_pb2.Status:
-    """Render an error with its ErrorInfo, and BadRequest and RetryInfo where they fit.
+    """Render an error with its ErrorInfo, and BadRequest, RetryInfo and RequestInfo where they fit.
 
     Long texts are cut to what metadata may hold.
     """
@@ -64,6 +64,8 @@ def to_status(error: ServiceError) -> status_pb2.Status:
         delay = Duration()
         delay.FromNanoseconds(round(retry_after_s * 1e9))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    if error.request_id is not None:
+        details.append(error_details_pb2.RequestInfo(request_id=error.request_id))
     status = status_pb2.Status(code=error.code.value[0], message=message)
     for detail in details:
         status.details.add().Pack(detail)
@@ -107,18 +109,20 @@ def from_rpc_error(error: grpc.RpcError) -> ServiceError:
 
 
 def _restore(code: grpc.StatusCode, message: str, details: Iterable[AnyMessage]) -> ServiceError:
-    info, bad_request, retry = (
+    info, bad_request, retry, request = (
         error_details_pb2.ErrorInfo(),
         error_details_pb2.BadRequest(),
         error_details_pb2.RetryInfo(),
+        error_details_pb2.RequestInfo(),
     )
     for detail in details:
-        for target in (info, bad_request, retry):
+        for target in (info, bad_request, retry, request):
             if detail.Is(target.DESCRIPTOR):
                 detail.Unpack(target)
     restored = (_class_of(info.reason) if info.domain == DOMAIN else None) or _nearest(code)
     error = restored(message)
     error.metadata = dict(info.metadata)
+    error.request_id = request.request_id or None
     if bad_request.field_violations:
         error.field = bad_request.field_violations[0].field
     if retry.HasField("retry_delay"):

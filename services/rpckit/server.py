@@ -29,6 +29,7 @@ from prometheus_client import Gauge
 from services.rpckit.interceptors import CallInterceptor
 from services.rpckit.settings import ServiceSettings
 from services.rpckit.status import ServiceError
+from services.rpckit.tracing import start_tracing
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """Largest message: all positions' logits of a long step are the largest there are (50,000 float32 are 200 KB a row)."""
@@ -61,6 +62,7 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 )
 """What a channel between our services is made with; matches `SERVER_OPTIONS`."""
 
+READY = Gauge("espalier_ready", "1 while the service takes calls, 0 while it loads or drains.", ["service"])
 TASKS = Gauge("espalier_tasks", "Tasks of the service's event loop, those of open calls among them.")
 
 _log = structlog.get_logger()
@@ -72,8 +74,15 @@ _tracebacks = structlog.processors.ExceptionRenderer(structlog.tracebacks.Except
 
 def configure_logs(settings: ServiceSettings) -> None:
     """Send logs to stderr: structlog's and those of libraries, as JSON lines or as text."""
+
+    def add_service(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        """Name the service in every line, those of threads too, which have no context."""
+        event["service"] = settings.service
+        return event
+
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        add_service,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
@@ -103,7 +112,6 @@ def configure_logs(settings: ServiceSettings) -> None:
     root.setLevel(max(logging.INFO, logging.getLevelName(settings.log_level.upper())))
     for name in ("services", "gateway"):
         logging.getLogger(name).setLevel(settings.log_level.upper())
-    structlog.contextvars.bind_contextvars(service=settings.service)
 
 
 async def serve(
@@ -134,8 +142,11 @@ async def serve(
         _log.warning("an environment variable that looks like a setting is none; see --help", variable=variable)
 
     is_ready = False
+    ready = READY.labels(settings.service)
+    ready.set(0)
+    tracing = start_tracing(settings)
     server = grpc.aio.server(
-        interceptors=[CallInterceptor(service_name, lambda: is_ready)],
+        interceptors=[CallInterceptor(service_name, lambda: is_ready, tracing)],
         options=SERVER_OPTIONS,
     )
     health_servicer = health.aio.HealthServicer()
@@ -166,6 +177,7 @@ async def serve(
     try:
         if await _finish_unless(stopping, start):
             is_ready = True
+            ready.set(1)
             await set_health(health_pb2.HealthCheckResponse.SERVING)
             _log.info("ready", address=bound)
             reporting = None if report_health is None else asyncio.ensure_future(report_health(report))
@@ -178,6 +190,7 @@ async def serve(
         raise SystemExit(START_FAILED_EXIT_CODE) from None
     finally:
         is_ready = False
+        ready.set(0)
         if reporting is not None:
             reporting.cancel()
         _log.info("stopping", drain_s=settings.drain_s)
@@ -185,6 +198,8 @@ async def serve(
         drain()
         await server.stop(settings.drain_s)
         await stop()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.stop)
         _log.info("stopped")
 
 

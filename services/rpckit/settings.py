@@ -36,6 +36,7 @@ SHARED_NAMES = frozenset(
         "log_level",
         "log_format",
         "drain_s",
+        "trace_max_spans",
     }
 )
 """Settings that mean the same to every service, so that `ESPALIER_<NAME>` may give them to all at once."""
@@ -87,6 +88,8 @@ class ServiceSettings(BaseSettings):
 
     service: ClassVar[str] = ""
     """Name in flags' help, environment variables and the file's table, for example `constraint`."""
+    starts_traces: ClassVar[bool] = False
+    """Whether a call that is part of no trace begins one here."""
 
     config: Path | None = Field(None, description="TOML file with settings (also ESPALIER_CONFIG).")
     address: Address = Field(
@@ -98,6 +101,9 @@ class ServiceSettings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe messages to log.")
     log_format: Literal["json", "text"] = Field("json", description="One JSON object a line, or text for people.")
     drain_s: float = Field(10.0, ge=0, le=3600, description="Seconds that open calls may take to end after SIGTERM.")
+    trace_max_spans: int = Field(
+        1000, ge=0, le=1_000_000, description="Steps or moves of one traced call that get a span; the rest is counted."
+    )
 
     @classmethod
     def load(cls, argv: Sequence[str] | None = None) -> Self:

@@ -45,6 +45,8 @@ class ServiceError(Exception):
         self.message = message
         self.field = field
         self.retry_after_s = retry_after_s
+        self.request_id: str | None = None
+        """Of the call that it ended, once it has; a RequestInfo."""
         self.metadata = {key: str(value) for key, value in metadata.items()}
 
 

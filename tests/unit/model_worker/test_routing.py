@@ -114,6 +114,20 @@ def test_a_model_with_many_experts_has_no_metric_for_each() -> None:
     assert metrics.EXPERT_TOKENS.labels(0, "all")._value.get() == before + 10
 
 
+def test_experts_that_get_nothing_are_shown_too() -> None:
+    monitor = RoutingMonitor([77], 8, 1, window_tokens=10, collapse=0.5)
+    shown = [metrics.EXPERT_TOKENS.labels(77, expert)._value.get() for expert in range(8)]
+    assert shown == [0.0] * 8
+    monitor.observe(routed(torch.zeros(10, dtype=torch.int64), 8))
+    collected = {
+        sample.labels["expert"]: sample.value
+        for metric in metrics.EXPERT_TOKENS.collect()
+        for sample in metric.samples
+        if sample.labels["layer"] == "77" and sample.name.endswith("_total")
+    }
+    assert collected == {"0": 10.0} | {str(expert): 0.0 for expert in range(1, 8)}
+
+
 def test_the_experts_of_each_token_are_told_where_asked_for() -> None:
     model = toy_model(3)
     chosen: list[list[torch.Tensor]] = [[] for _ in model.routed_layers]

@@ -110,6 +110,38 @@ async def test_a_stream_fails_after_its_answers(stub: Any) -> None:
     assert isinstance(await _error_of(call.read()), TokenRejected)
 
 
+async def test_a_request_without_an_id_gets_one_at_once(stub: Any) -> None:
+    call = stub.Compile(pb.CompileRequest())
+    begun = dict(await call.initial_metadata())
+    await call
+    assert begun["x-request-id"]
+    assert dict(await call.trailing_metadata())["x-request-id"] == begun["x-request-id"]
+
+
+async def test_a_request_keeps_the_id_that_it_has(stub: Any) -> None:
+    call = stub.Compile(pb.CompileRequest(), metadata=(("x-request-id", "mine"),))
+    await call
+    # Nothing that its caller does not know: between services that would be one message more for each call.
+    assert "x-request-id" not in dict(await call.initial_metadata())
+    assert dict(await call.trailing_metadata())["x-request-id"] == "mine"
+
+
+@pytest.mark.parametrize("how", ["lease", "bug"])
+async def test_an_error_names_its_request(stub: Any, how: str) -> None:
+    call = stub.Compile(pb.CompileRequest(vocabulary_digest=how), metadata=(("x-request-id", "mine"),))
+    assert (await _error_of(call)).request_id == "mine"
+    assert dict(await call.trailing_metadata())["x-request-id"] == "mine"
+
+
+async def test_a_stream_and_its_error_have_an_id(stub: Any) -> None:
+    async def requests() -> AsyncIterator[pb.StreamAdvanceRequest]:
+        yield pb.StreamAdvanceRequest(request_id=2)
+
+    call = stub.StreamAdvance(requests())
+    error = await _error_of(call.read())
+    assert error.request_id == dict(await call.initial_metadata())["x-request-id"]
+
+
 async def test_not_ready(stub: Any, ready: list[bool]) -> None:
     ready[0] = False
     error = await _error_of(stub.Compile(pb.CompileRequest()))

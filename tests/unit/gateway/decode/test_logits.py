@@ -6,7 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gateway.decode.logits import apply_bool_mask, apply_temperature, keep_top_k, keep_top_p
+from gateway.decode.logits import (
+    apply_bool_mask,
+    apply_temperature,
+    keep_top_k,
+    keep_top_p,
+)
 
 rows = hnp.arrays(
     np.float32,

@@ -273,3 +273,17 @@ async def test_a_mask_without_tokens_is_named_a_bug() -> None:
     language.witness = lambda prefix: []  # type: ignore[method-assign]
     with pytest.raises(ServiceError, match="dead end"):
         await decode(language)
+
+
+@pytest.mark.parametrize("grace_s", [0.0, 1.0])
+async def test_each_token_that_is_drawn_is_observed(grace_s: float) -> None:
+    run = await decode(FiniteLanguage(RECORDS), sampling=Sampling(temperature=1.0, seed=5), grace_s=grace_s)
+    account = run.loop.account
+    assert len(account.draws) == len(account.token_ids)
+    seen = [draw for draw in account.draws if draw is not None]
+    assert len(seen) == len(account.token_ids) - account.num_forced_tokens > 0
+    assert all(draw.logprob < 0 and 0.5 < draw.removed_mass <= 1 for draw in seen)  # few of 288 tokens are allowed
+
+
+async def test_draws_of_free_text_are_not_observed() -> None:
+    assert (await decode(None, max_tokens=5)).loop.account.draws == []
