@@ -41,6 +41,7 @@ from services.rpckit.status import (
     NotReady,
     ServiceError,
 )
+from services.rpckit.tls import ClientTls
 
 _T = TypeVar("_T")
 
@@ -56,8 +57,11 @@ class Gateway:
 
     def __init__(self, settings: GatewaySettings) -> None:
         self._settings = settings
-        self._worker = ModelWorkerClient(settings.worker_address, step_timeout_s=settings.max_step_s)
-        self._constraint = ConstraintClient(settings.constraint_address, advance_timeout_s=settings.max_advance_s)
+        tls = ClientTls.of(settings)
+        self._worker = ModelWorkerClient(settings.worker_address, step_timeout_s=settings.max_step_s, tls=tls)
+        self._constraint = ConstraintClient(
+            settings.constraint_address, advance_timeout_s=settings.max_advance_s, tls=tls
+        )
         self._admission = Admission(settings.max_running, settings.max_queued)
         self._closing: set[asyncio.Task[None]] = set()
         self._template_of = lru_cache(maxsize=2)(_template)
