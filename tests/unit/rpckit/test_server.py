@@ -140,7 +140,7 @@ async def test_life_of_a_server(tmp_path: Path) -> None:
     address = f"unix:{tmp_path}/server.sock"
     process = _run("1.0", "--address", address)
     try:
-        async with grpc.aio.insecure_channel(address) as channel:
+        async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
             health_stub = health_pb2_grpc.HealthStub(channel)
             assert await _health(health_stub) == health_pb2.HealthCheckResponse.NOT_SERVING
             watch = health_stub.Watch(health_pb2.HealthCheckRequest())
