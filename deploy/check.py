@@ -164,7 +164,7 @@ def scan(names: Sequence[str]) -> Iterator[str]:
     if not (CHECKOV / "bin" / "checkov").exists():
         print("installing checkov into build/checkov", flush=True)
         venv.create(CHECKOV, with_pip=True)
-        command = [python, "-m", "pip", "--disable-pip-version-check", "install", "-q", CHECKOV_REQUIREMENT]
+        command = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "-q", CHECKOV_REQUIREMENT]
         if subprocess.call(command) != 0:
             shutil.rmtree(CHECKOV)
             yield "checkov cannot be installed; pip's message is above"

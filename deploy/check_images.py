@@ -2,7 +2,8 @@
 
 What runs is what the Dockerfiles make, under what `deploy/kustomize/base` says: user, read-only root, capabilities,
 writable directories, environment. Only addresses differ: the three share this machine's loopback here. Each must become
-ready, serve a guided request together with the others, and end with code 0 on SIGTERM after what it was doing.
+ready, serve a guided request together with the others, and end with code 0 on SIGTERM; the gateway gets that while it
+writes a text, which it must finish.
 
 The base image is what `--base` names. Where it cannot be pulled, debootstrap makes one of Debian with its Python 3.11.
 """
@@ -287,7 +288,7 @@ def look_inside(containers: dict[str, Container]) -> Iterator[str]:
 
 
 def serve_and_drain(containers: dict[str, Container], stub: Any) -> Iterator[str]:
-    """Ask for texts, and send SIGTERM to the gateway, then to the others, while one is being written."""
+    """Ask for texts, send SIGTERM to the gateway while one is being written, then to the others."""
     colours = types_pb2.Constraint(choices=types_pb2.Choices(values=["red", "green"]))
     generation = gateway_pb2.Generation(prompt="Red or green?", constraint=colours)
     answer = stub.Generate(gateway_pb2.GenerateRequest(generation=generation), timeout=60)
@@ -310,19 +311,21 @@ def serve_and_drain(containers: dict[str, Container], stub: Any) -> Iterator[str
     if not has_begun.wait(60):
         yield "the long text did not begin"
     num_before = len(pieces)
-    for name in reversed(SERVICES):
-        containers[name].terminate()
     asked = time.monotonic()
+    containers["gateway"].terminate()
     reader.join(300)
     num_after = len(pieces) - num_before
-    if not pieces or not pieces[-1].HasField("result") or num_after < 2:
+    if not pieces or not pieces[-1].result.is_validated or num_after < 2:
         yield f"the text under way did not end well: {num_after} pieces after SIGTERM"
+    print(f"the gateway finished the text under way: {num_after} pieces after SIGTERM")
     for name in reversed(SERVICES):
+        if name != "gateway":
+            asked = time.monotonic()
+            containers[name].terminate()
         code = containers[name].process.wait(60)
         print(f"{name}: ended with code {code}, {time.monotonic() - asked:.1f} s after SIGTERM")
         if code != 0:
             yield f"{name} ended with code {code}"
-    print(f"the text under way was finished: {num_after} pieces after SIGTERM")
 
 
 def manifest(name: str) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 ROOT = Path(__file__).parents[2]
 USER = "65532"
 
-# What may be on other disks is bound onto itself read-only, the root is made so, /tmp is fresh, and then all that root could do is given up.
+# What may be on other disks is bound onto itself read-only, the root is made so and /tmp is fresh; then all that root
+# could do is given up.
 _SCRIPT = """
 set -e
 for directory in "$@"; do
@@ -147,7 +148,7 @@ def _serve_and_drain(services: dict[str, Confined], stub: Any) -> None:
     assert answer.result.is_validated
     assert answer.text in ("red", "green")
 
-    # All three are told to end while a text is written; it is finished before they do.
+    # The gateway is told to end while a text is written; it is finished first.
     constraint = types_pb2.Constraint(regex="[a-z ]{1000}")
     generation = gateway_pb2.Generation(prompt="a", constraint=constraint, max_tokens=1500)
     pieces: list[Any] = []
@@ -161,11 +162,11 @@ def _serve_and_drain(services: dict[str, Confined], stub: Any) -> None:
     reader = threading.Thread(target=read)
     reader.start()
     assert has_begun.wait(60)
-    for service in services.values():
-        service.process.send_signal(signal.SIGTERM)
+    services["gateway"].process.send_signal(signal.SIGTERM)
     num_before = len(pieces)
     reader.join(120)
     assert len(pieces) > num_before
     assert pieces[-1].result.is_validated
-    for name, service in services.items():
-        assert service.process.wait(30) == 0, (name, service.log.read_text())
+    for name in ("gateway", "constraint", "worker"):
+        services[name].process.send_signal(signal.SIGTERM)
+        assert services[name].process.wait(30) == 0, services[name].log.read_text()
