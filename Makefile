@@ -6,7 +6,7 @@ BIN := .venv/bin
 RELEASED := protos/released.binpb
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-integration test-conformance test-e2e test-bounds install install-run proto released format lint typecheck buf check ci bench bench-mask bench-grammar bench-dead-ends bench-growth bench-load bench-worker soak-gateway soak-worker images deploy-check image-check run model clean
+.PHONY: help demo test test-quick test-integration test-conformance test-e2e test-bounds install install-run proto released format lint typecheck buf check ci bench bench-mask bench-grammar bench-dead-ends bench-growth bench-load bench-worker soak-gateway soak-worker images deploy-check image-check prometheus-rule run model clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -113,6 +113,9 @@ image-worker-cuda:
 
 image-%:
 	@$(BUILD) -f deploy/images/$*.Dockerfile -t espalier-$*:$(TAG) .
+
+prometheus-rule: install  ## Write the alert rules as the Prometheus operator takes them
+	@$(BIN)/python deploy/prometheus_rule.py
 
 deploy-check: install  ## Render, validate and scan all that is in deploy/; needs kubectl
 	@$(BIN)/python deploy/check.py

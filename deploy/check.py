@@ -149,8 +149,9 @@ def validate_all(rendered: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
             try:
                 kubernetes_validate.validate(item, version, strict=True)
             except (kubernetes_validate.ValidationError, kubernetes_validate.SchemaNotFoundError) as error:
-                where = "/".join(str(part) for part in getattr(error, "path", ()))
-                yield f"Kubernetes {version}: {item['kind']} {item['metadata']['name']} of {name}: {where}: {error}"
+                where = ".".join(str(part) for part in getattr(error, "path", ()))
+                why = getattr(error, "message", str(error))
+                yield f"Kubernetes {version}, {name}, {item['kind']} {item['metadata']['name']}: {where}: {why}"
             else:
                 num_valid += 1
     print(f"kubernetes-validate --strict: {num_valid} checks of different objects for {', '.join(versions)}")

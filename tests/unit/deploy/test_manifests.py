@@ -1,21 +1,27 @@
 """What can be told of `deploy/` without kubectl: manifests, Dockerfiles and the settings agree with each other."""
 
+import asyncio
 import re
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
+import redis
 import yaml
 
 from gateway.settings import GatewaySettings
+from services.constraint.cache import RedisStore
+from services.constraint.cache.store import EntryName
 from services.constraint.settings import ConstraintSettings
 from services.model_worker.settings import WorkerSettings
 from services.rpckit.server import LIVENESS
 from services.rpckit.settings import ServiceSettings
+from tests.support.redis_server import RedisServer
 
 ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "deploy"
@@ -54,7 +60,7 @@ def _patches() -> list[tuple[Path, dict[str, Any]]]:
         (path, item)
         for path in sorted((DEPLOY / "kustomize").rglob("*.yaml"))
         for item in _objects(path)
-        if item["kind"] == "Deployment"
+        if item.get("kind") == "Deployment"
     ]
 
 
@@ -176,7 +182,7 @@ def test_every_container_is_restricted() -> None:
         (path, item["spec"]["template"]["spec"])
         for path in files
         for item in _objects(path)
-        if item["kind"] in ("Deployment", "Job")
+        if item.get("kind") in ("Deployment", "Job")
     ]
     num_containers = 0
     for path, pod in pods:
@@ -256,3 +262,44 @@ def test_the_secret_of_the_test_cluster_is_what_the_services_read() -> None:
     user = (directory / "users.acl").read_text().splitlines()[1]
     assert f">{settings.redis_password.get_secret_value()} " in user
     assert f"~{settings.redis_prefix}:*" in user
+
+
+def test_the_rule_of_the_operator_says_what_the_alerts_say() -> None:
+    """`make prometheus-rule` writes it."""
+    directory = COMPONENTS / "monitoring"
+    (rule,) = _objects(directory / "prometheus-rule.yaml")
+    assert rule["spec"] == _objects(directory / "alerts.yaml")[0]
+
+
+def test_the_cache_of_the_manifests_serves_the_constraint_service(tmp_path: Path) -> None:
+    """A real server with the component's flags and the test cluster's users, asked with the secret's settings."""
+    (deployment,) = (item for item in _objects(COMPONENTS / "redis" / "redis.yaml") if item["kind"] == "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    secrets = DEPLOY / "kustomize" / "overlays" / "ci"
+    flags = [flag.replace("/etc/valkey", str(secrets)) for flag in container["args"]]
+    server = RedisServer(tmp_path, *flags)
+    try:
+        with pytest.raises(redis.AuthenticationError):
+            redis.Redis.from_url(server.url).ping()
+        settings = ConstraintSettings.read(["--config", str(secrets / "espalier.toml"), "--redis-url", server.url])
+        options = settings.redis_options()
+        assert options is not None
+        asyncio.run(_use(RedisStore(replace(options, timeout_s=5))))
+    finally:
+        server.kill()
+
+
+async def _use(store: RedisStore) -> None:
+    await store.start()
+    name = EntryName("grammar", "0" * 64)
+    try:
+        assert await store.put(name, b"payload")
+        assert await store.get(name) == [b"payload"]
+        lock = await store.try_lock(name.digest, expiry_s=5)
+        assert lock is not None
+        await store.renew(lock)
+        await store.unlock(lock)
+        await store.discard(name, "a test")
+        assert await store.get(name) == [None]
+    finally:
+        await store.close()
