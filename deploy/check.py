@@ -49,6 +49,7 @@ CUSTOM: Final = {
 """API groups that no version of Kubernetes has a schema of, and who has."""
 
 NUM_VERSIONS: Final = 3
+MAX_SHOWN: Final = 20
 
 
 def main() -> int:
@@ -66,8 +67,10 @@ def main() -> int:
     problems += failed
     problems += validate_all(rendered)
     problems += scan([*(name for name in rendered if name.startswith("overlay-")), "all-volume", "all-image"])
-    for problem in problems:
+    for problem in problems[:MAX_SHOWN]:
         print(f"FAILED: {problem}", file=sys.stderr)
+    if len(problems) > MAX_SHOWN:
+        print(f"and {len(problems) - MAX_SHOWN} more, most likely of the same causes", file=sys.stderr)
     print(f"{len(problems)} problems" if problems else "all checks passed")
     return 1 if problems else 0
 

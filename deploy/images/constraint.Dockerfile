@@ -6,10 +6,6 @@
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS build
-# What kernels are compiled for. `generic` runs on every machine of this architecture; with x86-64-v3, say, and the empty
-# features that go with a name, only on processors that have it.
-ARG NUMBA_CPU_NAME=generic
-ARG NUMBA_CPU_FEATURES=
 # pip of a virtual environment that stays behind: the image has none.
 RUN python3 -m venv /build && python3 -m venv --without-pip /opt/espalier
 WORKDIR /src
@@ -22,6 +18,10 @@ COPY . .
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=cache,target=/root/.cache/pip \
     /build/bin/pip wheel --no-deps -w /wheels . \
     && /build/bin/pip --python /opt/espalier/bin/python install --no-deps /wheels/*.whl
+# What kernels are compiled for. `generic` runs on every machine of this architecture; with x86-64-v3, say, and the empty
+# features that go with a name, only on processors that have it.
+ARG NUMBA_CPU_NAME=generic
+ARG NUMBA_CPU_FEATURES=
 ENV NUMBA_CACHE_DIR=/opt/espalier/kernels \
     NUMBA_CPU_NAME=${NUMBA_CPU_NAME} \
     NUMBA_CPU_FEATURES=${NUMBA_CPU_FEATURES}

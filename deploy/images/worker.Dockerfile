@@ -6,8 +6,6 @@
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS build
-# `cpu` or `cuda`; which build of torch pip finds is a matter of its settings, and is checked below.
-ARG VARIANT=cpu
 # pip of a virtual environment that stays behind: the image has none.
 RUN python3 -m venv /build && python3 -m venv --without-pip /opt/espalier
 WORKDIR /src
@@ -16,7 +14,9 @@ COPY pyproject.toml constraints.txt deploy/images/requirements.py ./
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=cache,target=/root/.cache/pip \
     python3 requirements.py worker < pyproject.toml > requirements.txt \
     && /build/bin/pip --python /opt/espalier/bin/python install -c constraints.txt -r requirements.txt
-# The other build would be gigabytes for nothing, or would find no GPU.
+# `cpu` or `cuda`. Which build of torch pip finds is a matter of its settings; the other one would be gigabytes for nothing,
+# or would find no GPU.
+ARG VARIANT=cpu
 RUN /opt/espalier/bin/python -c "import sys, torch; found = 'cuda' if torch.version.cuda else 'cpu'; \
 sys.exit(None if found == '${VARIANT}' else f'pip found the {found} build of torch, not ${VARIANT}: see docs/deploy.md')"
 COPY . .
