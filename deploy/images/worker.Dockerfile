@@ -37,10 +37,9 @@ ENV PATH=/opt/espalier/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONSAFEPATH=1 \
     PYTHONUNBUFFERED=1 \
-    ESPALIER_WORKER_ADDRESS=0.0.0.0:50061 \
-    NVIDIA_VISIBLE_DEVICES=all \
-    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+    ESPALIER_WORKER_ADDRESS=0.0.0.0:50061
 COPY --from=build /opt/espalier /opt/espalier
+# No NVIDIA_VISIBLE_DEVICES: whoever gives the container a GPU sets it, and the rest must not see any.
 # Nobody's number on the host. It needs no entry in /etc/passwd, no home, and writes to /tmp alone.
 USER 65532:65532
 WORKDIR /
