@@ -1,17 +1,15 @@
 """The three services and the command with TLS between all of them, and certificates on both ends inside."""
 
 import os
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import grpc
 import pytest
 import trustme
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.support.serving import free_ports, wait_until_serving
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,27 +21,12 @@ class Service:
 
     def __init__(self, directory: Path, name: str, module: str, environment: dict[str, str]) -> None:
         self.log = directory / f"{name}.log"
-        with socket.create_server(("127.0.0.1", 0)) as holder:
-            self.health_address = f"127.0.0.1:{holder.getsockname()[1]}"
+        self.health_address = f"127.0.0.1:{free_ports(1)[0]}"
         environment = environment | {"ESPALIER_HEALTH_ADDRESS": self.health_address, "ESPALIER_DRAIN_S": "1"}
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", module], stdout=output, stderr=output, env=environment
             )
-
-    def wait_until_serving(self) -> None:
-        until = time.monotonic() + 120
-        with grpc.insecure_channel(self.health_address) as channel:
-            stub = health_pb2_grpc.HealthStub(channel)
-            while True:
-                assert self.process.poll() is None, self.log.read_text()
-                assert time.monotonic() < until, self.log.read_text()
-                try:
-                    if stub.Check(health_pb2.HealthCheckRequest(), timeout=1).status == 1:
-                        return
-                except grpc.RpcError:
-                    pass
-                time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +44,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ESPALIER_")}
     shared = kept | {"PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}", "OMP_NUM_THREADS": "1"}
     names = ("worker", "constraint", "gateway")
-    for name in names:
-        with socket.create_server(("127.0.0.1", 0)) as holder:
-            shared[f"ESPALIER_{name.upper()}_ADDRESS"] = f"localhost:{holder.getsockname()[1]}"
+    for name, port in zip(names, free_ports(3), strict=True):
+        shared[f"ESPALIER_{name.upper()}_ADDRESS"] = f"localhost:{port}"
     own = {"ESPALIER_TLS_CERT_FILE": str(cert), "ESPALIER_TLS_KEY_FILE": str(key)}
     mutual = {"ESPALIER_TLS_CLIENT_CA_FILE": str(ca)}
     peer = {"ESPALIER_PEER_CA_FILE": str(ca)}
@@ -77,7 +59,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
         ):
             services.append(Service(directory, name, module, shared | added))
         for service in services:
-            service.wait_until_serving()
+            wait_until_serving(service.process, service.health_address, service.log)
         yield shared | peer
     finally:
         for service in reversed(services):

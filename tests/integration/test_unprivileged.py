@@ -9,14 +9,14 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from espalier.v1 import gateway_pb2, gateway_pb2_grpc, types_pb2
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.support.serving import free_ports, wait_until_serving
 
 ROOT = Path(__file__).parents[2]
 USER = "65532"
@@ -67,29 +67,6 @@ class Confined:
                 | environment,
             )
 
-    def wait_until_serving(self, address: str) -> None:
-        until = time.monotonic() + 120
-        with grpc.insecure_channel(address) as channel:
-            stub = health_pb2_grpc.HealthStub(channel)
-            while True:
-                assert self.process.poll() is None, self.log.read_text()
-                assert time.monotonic() < until, self.log.read_text()
-                try:
-                    if stub.Check(health_pb2.HealthCheckRequest(), timeout=1).status == 1:
-                        return
-                except grpc.RpcError:
-                    pass
-                time.sleep(0.1)
-
-
-def _ports(number: int) -> list[int]:
-    import contextlib
-    import socket
-
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
-        return [int(one.getsockname()[1]) for one in sockets]
-
 
 def test_nothing_can_be_written_and_nobody_has_power(tmp_path: Path) -> None:
     """The walls are there: otherwise the test below would show nothing."""
@@ -119,7 +96,7 @@ print(open("/tmp/written", "w").write("x"))
 
 
 def test_they_start_serve_and_drain(tmp_path: Path) -> None:
-    ports = _ports(3)
+    ports = free_ports(3)
     address = {name: f"127.0.0.1:{port}" for name, port in zip(("worker", "constraint", "gateway"), ports, strict=True)}
     peers = {f"ESPALIER_{name.upper()}_ADDRESS": value for name, value in address.items()}
     services = {
@@ -132,7 +109,7 @@ def test_they_start_serve_and_drain(tmp_path: Path) -> None:
     }
     try:
         for name, service in services.items():
-            service.wait_until_serving(address[name])
+            wait_until_serving(service.process, address[name], service.log)
         with grpc.insecure_channel(address["gateway"]) as channel:
             _serve_and_drain(services, gateway_pb2_grpc.GatewayServiceStub(channel))
     finally:
