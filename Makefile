@@ -6,7 +6,7 @@ BIN := .venv/bin
 RELEASED := protos/released.binpb
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-integration test-conformance test-e2e test-bounds install install-run proto released format lint typecheck buf check ci bench bench-mask bench-grammar bench-dead-ends bench-growth bench-load bench-tracing bench-worker dashboard-check soak-gateway soak-worker bench-cache bench-extract bench-extract-kills bench-extract-million run model clean
+.PHONY: help demo test test-quick test-integration test-conformance test-e2e test-bounds install install-run proto released format lint typecheck buf check ci bench bench-mask bench-grammar bench-dead-ends bench-growth bench-load bench-tracing bench-worker dashboard-check soak-gateway soak-worker bench-cache bench-extract bench-extract-kills bench-extract-million images deploy-check image-check prometheus-rule run model clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -113,6 +113,30 @@ bench-tracing: install model  ## Measure what traces and removed mass cost a tok
 
 dashboard-check: install  ## Ask every query of dashboard and alerts of a real Prometheus (which must be on PATH) beside a running stack
 	@$(BIN)/python -m tests.bench.dashboard $(ARGS)
+
+# The first that is there; flags for it in IMAGE_ARGS, such as --build-arg BASE=… and --secret id=pip,src=pip.conf (docs/deploy.md).
+BUILDER ?= $(shell command -v docker || command -v podman || command -v buildah)
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+TAG ?= $(VERSION)
+BUILD = $(if $(BUILDER),,$(error Images need docker, podman or buildah on PATH))$(BUILDER) build $(IMAGE_ARGS) \
+	--build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD 2>/dev/null)
+
+images: image-gateway image-constraint image-worker image-cli  ## Build the images, with docker, podman or buildah
+
+image-worker-cuda:
+	@$(BUILD) --build-arg VARIANT=cuda -f deploy/images/worker.Dockerfile -t espalier-worker-cuda:$(TAG) .
+
+image-%:
+	@$(BUILD) -f deploy/images/$*.Dockerfile -t espalier-$*:$(TAG) .
+
+prometheus-rule: install  ## Write the alert rules as the Prometheus operator takes them
+	@$(BIN)/python deploy/prometheus_rule.py
+
+deploy-check: install  ## Render, validate and scan all that is in deploy/; needs kubectl
+	@$(BIN)/python deploy/check.py
+
+image-check: install  ## Build the images and run them unprivileged, as root with buildah and runc; flags in ARGS (see deploy/check_images.py)
+	@PYTHONPATH=.:gen $(BIN)/python deploy/check_images.py $(ARGS)
 
 run: install-run model  ## Start everything until Ctrl-C
 	@$(BIN)/espalier up

@@ -42,6 +42,7 @@ from services.rpckit.status import (
     NotReady,
     ServiceError,
 )
+from services.rpckit.tls import ClientTls
 
 if TYPE_CHECKING:
     from services.rpckit.spans import CallSpan
@@ -62,8 +63,11 @@ class Gateway:
         self.settings = settings
         self.draining = asyncio.Event()
         """Set when the server is told to stop: streams that could go on for ever end what they have begun."""
-        self._worker = ModelWorkerClient(settings.worker_address, step_timeout_s=settings.max_step_s)
-        self._constraint = ConstraintClient(settings.constraint_address, advance_timeout_s=settings.max_advance_s)
+        tls = ClientTls.of(settings)
+        self._worker = ModelWorkerClient(settings.worker_address, step_timeout_s=settings.max_step_s, tls=tls)
+        self._constraint = ConstraintClient(
+            settings.constraint_address, advance_timeout_s=settings.max_advance_s, tls=tls
+        )
         self._admission = Admission(settings.max_running, settings.max_queued)
         self._closing: set[asyncio.Task[None]] = set()
         self._template_of = lru_cache(maxsize=2)(_template)

@@ -6,10 +6,10 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from services.rpckit.settings import Address, ServiceSettings
+from services.rpckit.settings import Address, PeerSettings
 
 
-class GatewaySettings(ServiceSettings):
+class GatewaySettings(PeerSettings):
     """What the gateway can be told. Limits have a unit in their name; passing one is a documented error."""
 
     service: ClassVar[str] = "gateway"

@@ -11,10 +11,13 @@ import grpc
 from espalier.v1 import constraint_pb2, constraint_pb2_grpc, gateway_pb2, gateway_pb2_grpc, types_pb2
 from google.protobuf.json_format import MessageToDict
 
+from gateway.cli.errors import BAD_USAGE, CommandError
 from services.rpckit.enums import with_words, word_of
 from services.rpckit.rich_status import from_rpc_error
 from services.rpckit.server import CHANNEL_OPTIONS
+from services.rpckit.settings import BadSettingsError
 from services.rpckit.status import DeadlineExceeded, NotReady
+from services.rpckit.tls import ClientTls, open_blocking_channel
 
 ConstraintKind = Literal["json_schema", "lark", "regex", "grammar_name"]
 
@@ -69,7 +72,7 @@ class GatewayClient:
     def __init__(self, address: str, *, timeout_s: float) -> None:
         """Connect when first called."""
         self._address = address
-        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._channel = _channel(address)
         self._stub = gateway_pb2_grpc.GatewayServiceStub(self._channel)
         self._timeout_s = timeout_s
 
@@ -114,7 +117,7 @@ class ConstraintClient:
     def __init__(self, address: str, *, timeout_s: float) -> None:
         """Connect when first called."""
         self._address = address
-        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._channel = _channel(address)
         self._stub = constraint_pb2_grpc.ConstraintServiceStub(self._channel)
         self._timeout_s = timeout_s
 
@@ -165,6 +168,20 @@ def finish_reason(result: gateway_pb2.GenerationResult) -> str:
 def enforcement(report: types_pb2.KeywordReport) -> str:
     """Name how a keyword is honoured, in lower case."""
     return str(word_of(types_pb2.Enforcement.DESCRIPTOR, report.enforcement))
+
+
+def _channel(address: str) -> grpc.Channel:
+    with settings_of_environment():
+        return open_blocking_channel(address, ClientTls.of_environment(), CHANNEL_OPTIONS)
+
+
+@contextlib.contextmanager
+def settings_of_environment() -> Iterator[None]:
+    """Raise what is wrong with settings that the environment gives the command as `CommandError`."""
+    try:
+        yield
+    except BadSettingsError as error:
+        raise CommandError(str(error), BAD_USAGE) from None
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from gateway.cli.child import Child, ending
 from gateway.cli.logs import LogPrinter, plain
 from services.rpckit.settings import check_address
+from services.rpckit.tls import ClientTls, open_channel
 
 # Seconds between restarts of a service that keeps dying; the first is at once, and an hour of health starts over.
 _RESTART_DELAYS_S: Final = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -214,7 +215,7 @@ async def _last_words(child: Child, what: str) -> str:
 
 
 async def _is_serving(address: str) -> bool:
-    async with grpc.aio.insecure_channel(address) as channel:
+    async with open_channel(address, ClientTls.of_environment()) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         try:
             answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=1.0)

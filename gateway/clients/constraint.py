@@ -26,13 +26,14 @@ from gateway.decode.interfaces import (
 from services.rpckit.enums import with_words, word_of
 from services.rpckit.rich_status import from_item_status
 from services.rpckit.status import InvalidRequest, ServiceError
+from services.rpckit.tls import ClientTls
 
 
 class ConstraintClient:
     """Calls the constraint service at one address."""
 
-    def __init__(self, address: str, *, advance_timeout_s: float) -> None:
-        self.peer = Peer("constraint", address)
+    def __init__(self, address: str, *, advance_timeout_s: float, tls: ClientTls | None = None) -> None:
+        self.peer = Peer("constraint", address, tls)
         self.advance_timeout_s = advance_timeout_s
         self.stub = constraint_pb2_grpc.ConstraintServiceStub(self.peer.channel)
 

@@ -19,6 +19,7 @@ from gateway.decode.interfaces import Step, StepReply
 from services.rpckit.calls import outgoing_metadata
 from services.rpckit.rich_status import from_item_status
 from services.rpckit.status import LeaseExpired, NotReady, OutOfCapacity, ServiceError, VocabularyMismatch
+from services.rpckit.tls import ClientTls
 from services.vocabulary import UnsupportedTokenizerError, Vocabulary
 from services.vocabulary.client import fetch_vocabulary
 
@@ -56,8 +57,8 @@ class Model:
 class ModelWorkerClient:
     """Calls the worker at one address. The vocabulary is kept until the worker answers with another digest."""
 
-    def __init__(self, address: str, *, step_timeout_s: float) -> None:
-        self.peer = Peer("worker", address)
+    def __init__(self, address: str, *, step_timeout_s: float, tls: ClientTls | None = None) -> None:
+        self.peer = Peer("worker", address, tls)
         self._step_timeout_s = step_timeout_s
         self._stub = model_worker_pb2_grpc.ModelWorkerServiceStub(self.peer.channel)
         self._model: Model | None = None

@@ -13,6 +13,7 @@ import grpc.aio
 from services.rpckit.rich_status import from_rpc_error
 from services.rpckit.server import CHANNEL_OPTIONS
 from services.rpckit.status import DeadlineExceeded, NotReady, ServiceError
+from services.rpckit.tls import ClientTls, open_channel
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -20,11 +21,11 @@ Metadata = tuple[tuple[str, str], ...]
 class Peer:
     """One service at one address. The channel connects when it is first used, and again after a break."""
 
-    def __init__(self, name: str, address: str) -> None:
+    def __init__(self, name: str, address: str, tls: ClientTls | None = None) -> None:
         """`name` is what errors call the service, for example `worker`."""
         self.name = name
         self.address = address
-        self.channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self.channel: grpc.aio.Channel = open_channel(address, tls, CHANNEL_OPTIONS)
 
     async def close(self) -> None:
         """End all calls and disconnect."""

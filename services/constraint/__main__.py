@@ -6,7 +6,6 @@ import asyncio
 import sys
 from collections.abc import Sequence
 
-import grpc.aio
 from espalier.v1 import constraint_pb2_grpc
 
 from services.constraint.service import ConstraintService
@@ -14,13 +13,14 @@ from services.constraint.servicer import FULL_SERVICE_NAME, ConstraintServicer
 from services.constraint.settings import ConstraintSettings
 from services.rpckit.server import CHANNEL_OPTIONS, serve
 from services.rpckit.settings import BAD_SETTINGS_EXIT_CODE
+from services.rpckit.tls import ClientTls, open_channel
 from services.vocabulary import Vocabulary
 from services.vocabulary.client import fetch_vocabulary
 
 
 async def run(settings: ConstraintSettings) -> None:
     """Serve until told to stop."""
-    async with grpc.aio.insecure_channel(settings.worker_address, options=CHANNEL_OPTIONS) as channel:
+    async with open_channel(settings.worker_address, ClientTls.of(settings), CHANNEL_OPTIONS) as channel:
 
         async def fetch() -> Vocabulary:
             _, vocabulary = await fetch_vocabulary(channel)

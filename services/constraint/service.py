@@ -221,7 +221,7 @@ class ConstraintService:
         if self._compiler is not None and self._compiler.vocabulary_digest == vocabulary.digest:
             return
         started = time.perf_counter()
-        trie, classes = await self._in_thread(_derive, vocabulary)
+        trie, classes = await self._in_thread(derive, vocabulary)
         old, self._compiler = (
             self._compiler,
             GrammarCompiler(
@@ -250,7 +250,7 @@ class ConstraintService:
         return await asyncio.get_running_loop().run_in_executor(self._threads, context.run, function, *arguments)
 
 
-def _derive(vocabulary: Vocabulary) -> tuple[TokenTrie, TokenClasses]:
+def derive(vocabulary: Vocabulary) -> tuple[TokenTrie, TokenClasses]:
     """Make what comes from the vocabulary alone, so that no request waits for it."""
     trie = TokenTrie(vocabulary)
     warm_up(trie, common_grammar())
@@ -301,4 +301,4 @@ def _reason(error: Exception) -> str:
     return str(error)
 
 
-__all__ = ["TERMINATED", "ConstraintService", "Move", "Moved"]
+__all__ = ["TERMINATED", "ConstraintService", "Move", "Moved", "derive"]

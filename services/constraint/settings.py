@@ -9,12 +9,12 @@ from typing import ClassVar
 from pydantic import Field, SecretStr
 
 from services.constraint.cache.store import RedisOptions
-from services.rpckit.settings import Address, ServiceSettings
+from services.rpckit.settings import Address, PeerSettings
 
 _MIB = 1 << 20
 
 
-class ConstraintSettings(ServiceSettings):
+class ConstraintSettings(PeerSettings):
     """What the constraint service can be told. Limits have a unit in their name; passing one is a documented error."""
 
     service: ClassVar[str] = "constraint"

@@ -29,12 +29,16 @@ from prometheus_client import Gauge
 from services.rpckit.interceptors import CallInterceptor
 from services.rpckit.settings import ServiceSettings
 from services.rpckit.status import ServiceError
+from services.rpckit.tls import ServerTls
 from services.rpckit.tracing import start_tracing
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """Largest message: all positions' logits of a long step are the largest there are (50,000 float32 are 200 KB a row)."""
 
 START_FAILED_EXIT_CODE = 1
+
+LIVENESS = "liveness"
+"""What health always says SERVING for: that it answers means that the event loop turns, and nothing else."""
 
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -157,6 +161,7 @@ async def serve(
             await health_servicer.set(name, status)
 
     await set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+    await health_servicer.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
     register(server)
     reflection.enable_server_reflection((*full_service_names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
 
@@ -170,8 +175,9 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
 
-    bound = _bind(server, settings.address)
+    bound = _bind(server, settings.address, tls=ServerTls.of(settings))
     _serve_metrics(settings)
+    health_server = await _serve_health(settings, health_servicer)
     await server.start()
     _log.info("listening, not ready yet", address=bound)
     try:
@@ -194,12 +200,15 @@ async def serve(
         if reporting is not None:
             reporting.cancel()
         _log.info("stopping", drain_s=settings.drain_s)
-        await health_servicer.enter_graceful_shutdown()
+        # Not `enter_graceful_shutdown`, which would end liveness too: a long drain is no reason to kill the process.
+        await set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         drain()
         await server.stop(settings.drain_s)
         await stop()
         if tracing is not None:
             await asyncio.to_thread(tracing.stop)
+        if health_server is not None:
+            await health_server.stop(None)
         _log.info("stopped")
 
 
@@ -219,7 +228,19 @@ async def _finish_unless(stopping: asyncio.Event, start: Callable[[], Awaitable[
         await asyncio.gather(starting, stopped, return_exceptions=True)
 
 
-def _bind(server: grpc.aio.Server, address: str) -> str:
+async def _serve_health(settings: ServiceSettings, servicer: Any) -> grpc.aio.Server | None:
+    """Answer for health at an address of its own; on the same event loop, or it would tell nothing of that."""
+    if settings.health_address is None:
+        return None
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    bound = _bind(server, settings.health_address, setting="health-address")
+    await server.start()
+    _log.info("health", address=bound)
+    return server
+
+
+def _bind(server: grpc.aio.Server, address: str, *, tls: ServerTls | None = None, setting: str = "address") -> str:
     """Bind the address and return it with the port that was taken; ends the process with code 1 when it is in use."""
     reason = "it is in use, or not an address of this machine"
     if address.startswith("unix:") and _is_unix_socket_served(address.removeprefix("unix:")):
@@ -228,12 +249,19 @@ def _bind(server: grpc.aio.Server, address: str) -> str:
         reason = "another server listens on it"
     else:
         try:
-            port = server.add_insecure_port(address)
+            port = (
+                server.add_insecure_port(address) if tls is None else server.add_secure_port(address, tls.credentials())
+            )
         except RuntimeError:
             port = 0
+            if tls is not None:
+                reason += f", or {tls.cert_file} and {tls.key_file} are no PEM of a certificate and its key"
+        except OSError as error:
+            _log.error("cannot read a file of TLS", file=error.filename, why=error.strerror)
+            raise SystemExit(START_FAILED_EXIT_CODE) from None
     if port == 0:
         _log.error(
-            f"cannot listen on {address}: {reason}; stop what holds it, or set --address to another one",
+            f"cannot listen on {address}: {reason}; stop what holds it, or set --{setting} to another one",
             address=address,
         )
         raise SystemExit(START_FAILED_EXIT_CODE)

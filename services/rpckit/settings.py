@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, FilePath, SecretStr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -37,6 +37,13 @@ SHARED_NAMES = frozenset(
         "log_format",
         "drain_s",
         "trace_max_spans",
+        "health_address",
+        "tls_cert_file",
+        "tls_key_file",
+        "tls_client_ca_file",
+        "peer_ca_file",
+        "peer_cert_file",
+        "peer_key_file",
     }
 )
 """Settings that mean the same to every service, so that `ESPALIER_<NAME>` may give them to all at once."""
@@ -65,6 +72,16 @@ def check_address(value: str) -> str:
 
 Address = Annotated[str, AfterValidator(check_address)]
 """Where a server listens or is found: `host:port`, `[ipv6]:port` or `unix:/path`."""
+
+
+def _check_readable(path: Path) -> Path:
+    if not os.access(path, os.R_OK):
+        raise ValueError("must be a file that this process may read")
+    return path
+
+
+PemFile = Annotated[FilePath, AfterValidator(_check_readable)]
+"""A file with certificates or a private key."""
 
 
 class BadSettingsError(Exception):
@@ -104,6 +121,24 @@ class ServiceSettings(BaseSettings):
     trace_max_spans: int = Field(
         1000, ge=0, le=1_000_000, description="Steps or moves of one traced call that get a span; the rest is counted."
     )
+    health_address: Address | None = Field(
+        None, description="Second address, in plain text, of health alone: for probes that speak no TLS. Absent: none."
+    )
+    tls_cert_file: PemFile | None = Field(
+        None, description="PEM file of the server's certificate; renewed ones are noticed. Absent: plain text."
+    )
+    tls_key_file: PemFile | None = Field(None, description="PEM file of the private key of that certificate.")
+    tls_client_ca_file: PemFile | None = Field(
+        None, description="PEM file of authorities of clients, which then must show a certificate."
+    )
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        if (self.tls_cert_file is None) is not (self.tls_key_file is None):
+            raise ValueError("`tls_cert_file` and `tls_key_file` go together")
+        if self.tls_client_ca_file is not None and self.tls_cert_file is None:
+            raise ValueError("`tls_client_ca_file` needs `tls_cert_file` and `tls_key_file`")
+        return self
 
     @classmethod
     def load(cls, argv: Sequence[str] | None = None) -> Self:
@@ -135,6 +170,8 @@ class ServiceSettings(BaseSettings):
 
     @classmethod
     def _explain(cls, name: str, item: Any) -> str:
+        if not name:  # several settings do not fit together
+            return f"espalier {cls.service}: {str(item['msg']).removeprefix('Value error, ')}"
         field = cls.model_fields.get(name)
         if field is None:
             known = ", ".join(sorted(cls.model_fields))
@@ -186,6 +223,26 @@ class ServiceSettings(BaseSettings):
                 value = re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:**********@", value)
             shown[name] = value
         return shown
+
+
+class PeerSettings(ServiceSettings):
+    """What a service that calls others of ours can be told about the way to them."""
+
+    peer_ca_file: PemFile | None = Field(
+        None, description="PEM file of authorities that the other services' certificates are of. Absent: plain text."
+    )
+    peer_cert_file: PemFile | None = Field(
+        None, description="PEM file of the certificate shown to services that ask for one; read at start."
+    )
+    peer_key_file: PemFile | None = Field(None, description="PEM file of the private key of that certificate.")
+
+    @model_validator(mode="after")
+    def _check_peer_tls(self) -> Self:
+        if (self.peer_cert_file is None) is not (self.peer_key_file is None):
+            raise ValueError("`peer_cert_file` and `peer_key_file` go together")
+        if self.peer_cert_file is not None and self.peer_ca_file is None:
+            raise ValueError("`peer_cert_file` needs `peer_ca_file`")
+        return self
 
 
 class _ServiceEnvironment(PydanticBaseSettingsSource):
@@ -245,4 +302,4 @@ class _TomlFile(PydanticBaseSettingsSource):
         return {key: value for key, value in shared.items() if key in fields} | own
 
 
-__all__ = ["SHARED_NAMES", "Address", "BadSettingsError", "ServiceSettings"]
+__all__ = ["SHARED_NAMES", "Address", "BadSettingsError", "PeerSettings", "ServiceSettings"]

@@ -1,4 +1,4 @@
-"""The queries of `deploy/monitoring`, what each asks for, and traffic that gives all of them something to show."""
+"""The queries of dashboard and alerts, what each asks for, and traffic that gives all of them something to show."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.up import Up, gateway_stub, generation
 
-MONITORING = Path(__file__).parents[2] / "deploy" / "monitoring"
+MONITORING = Path(__file__).parents[2] / "deploy" / "kustomize" / "components" / "monitoring"
 SCRAPE_LABELS = {"job", "instance", "namespace", "pod"}
 """What Prometheus adds to every metric, or its Kubernetes discovery does."""
 

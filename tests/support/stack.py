@@ -6,19 +6,15 @@ import json
 import os
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tests.support.serving import wait_until_serving
 
 ROOT = Path(__file__).parents[2]
-# The first start compiles the mask kernels.
-_START_TIMEOUT_S = 120
 
 
 @dataclass
@@ -30,18 +26,7 @@ class Process:
     log: Path
 
     def wait_until_serving(self) -> None:
-        until = time.monotonic() + _START_TIMEOUT_S
-        with grpc.insecure_channel(self.address) as channel:
-            stub = health_pb2_grpc.HealthStub(channel)
-            while True:
-                assert self.process.poll() is None, self.log.read_text()
-                assert time.monotonic() < until, self.log.read_text()
-                try:
-                    if stub.Check(health_pb2.HealthCheckRequest(), timeout=1).status == 1:
-                        return
-                except grpc.RpcError:
-                    pass
-                time.sleep(0.1)
+        wait_until_serving(self.process, self.address, self.log)
 
     def metric(self, name: str) -> float:
         """Read one metric from the endpoint that the log names."""

@@ -11,12 +11,13 @@ from typing import Any, Final
 import grpc.aio
 from espalier.v1 import gateway_pb2, gateway_pb2_grpc
 
-from gateway.cli.client import errors_of, make_constraint, make_generation
+from gateway.cli.client import errors_of, make_constraint, make_generation, settings_of_environment
 from gateway.cli.extract.documents import Document
 from gateway.cli.extract.results import Result
 from services.rpckit.enums import word_of
 from services.rpckit.rich_status import from_item_status
 from services.rpckit.server import CHANNEL_OPTIONS
+from services.rpckit.tls import ClientTls, open_channel
 
 # What a gateway needs beyond a document's own time to say that this has passed.
 _GRACE_S: Final = 30.0
@@ -29,7 +30,8 @@ class ExtractionClient:
         """Connect when first called; `timeout_s` is what one document may take."""
         self._address = address
         options = (*CHANNEL_OPTIONS, ("grpc.lb_policy_name", "round_robin"))
-        self._channel = grpc.aio.insecure_channel(address, options=options)
+        with settings_of_environment():
+            self._channel: grpc.aio.Channel = open_channel(address, ClientTls.of_environment(), options)
         self._stub = gateway_pb2_grpc.GatewayServiceStub(self._channel)
         self._extraction = extraction
         self._timeout_s = timeout_s

@@ -6,8 +6,10 @@ a digest of all sources here: a change anywhere compiles anew, and versions side
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,21 +24,23 @@ F = TypeVar("F", bound=Callable[..., Any])
 def _cache_directory() -> Path:
     """Return a writable directory.
 
-    Below NUMBA_CACHE_DIR where that is set, else in the user's cache, else a temporary one.
+    Below NUMBA_CACHE_DIR where that is set, else in the user's cache, else a temporary one. What NUMBA_CACHE_DIR has
+    in a read-only image is copied to a temporary one, because Numba takes no directory that it cannot write to.
     """
     sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
     name = f"kernels-{hashlib.sha256(sources).hexdigest()[:16]}"
-    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "espalier"
     chosen = os.environ.get("NUMBA_CACHE_DIR")
-    for parent in [Path(chosen)] if chosen else [user_cache]:
-        try:
-            (parent / name).mkdir(parents=True, exist_ok=True)
-        except OSError:
-            continue
+    parent = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "espalier"
+    with contextlib.suppress(OSError):
+        (parent / name).mkdir(parents=True, exist_ok=True)
         if os.access(parent / name, os.W_OK):
             return parent / name
-    # Compiled anew by each process, in about 15 seconds; a read-only image carries the directory instead.
-    return Path(tempfile.mkdtemp(prefix="espalier-"))
+    temporary = Path(tempfile.mkdtemp(prefix="espalier-"))
+    if (parent / name).is_dir():
+        shutil.copytree(parent / name, temporary / name)
+    # For processes that this one starts; without it each would copy, or compile in half a minute.
+    os.environ["NUMBA_CACHE_DIR"] = str(temporary)
+    return temporary / name
 
 
 numba.config.CACHE_DIR = str(_cache_directory())  # type: ignore[attr-defined]

@@ -172,7 +172,7 @@ async def test_life_of_a_server(tmp_path: Path) -> None:
     address = f"unix:{tmp_path}/server.sock"
     process = _run("1.0", "--address", address)
     try:
-        async with grpc.aio.insecure_channel(address) as channel:
+        async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
             health_stub = health_pb2_grpc.HealthStub(channel)
             assert await _health(health_stub) == health_pb2.HealthCheckResponse.NOT_SERVING
             watch = health_stub.Watch(health_pb2.HealthCheckRequest())
@@ -192,6 +192,37 @@ async def test_life_of_a_server(tmp_path: Path) -> None:
             assert await call == pb.ListGrammarsResponse()
         out, _ = await asyncio.to_thread(process.communicate, timeout=20)
         assert (process.returncode, out) == (0, "stop called\n")
+    finally:
+        process.kill()
+
+
+async def test_liveness_is_served_while_loading_and_while_draining(tmp_path: Path) -> None:
+    """At the second address, which stops last; the first refuses all calls when the drain begins."""
+    address, health_address = f"unix:{tmp_path}/server.sock", f"unix:{tmp_path}/health.sock"
+    process = _run("2.0", "--address", address, "--health-address", health_address)
+    try:
+        async with (
+            grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel,
+            grpc.aio.insecure_channel(health_address, options=CHANNEL_OPTIONS) as probes,
+        ):
+            health_stub = health_pb2_grpc.HealthStub(probes)
+            status = health_pb2.HealthCheckResponse
+            assert (await _health(health_stub, "liveness"), await _health(health_stub)) == (
+                status.SERVING,
+                status.NOT_SERVING,
+            )
+            watch = health_stub.Watch(health_pb2.HealthCheckRequest())
+            assert [(await watch.read()).status for _ in range(2)] == [status.NOT_SERVING, status.SERVING]
+            call = asyncio.ensure_future(
+                constraint_pb2_grpc.ConstraintServiceStub(channel).ListGrammars(pb.ListGrammarsRequest())
+            )
+            await asyncio.sleep(0.3)
+            process.send_signal(signal.SIGTERM)
+            assert (await watch.read()).status == status.NOT_SERVING
+            assert await _health(health_stub, "liveness") == status.SERVING
+            assert await call == pb.ListGrammarsResponse()
+        await asyncio.to_thread(process.communicate, timeout=20)
+        assert process.returncode == 0
     finally:
         process.kill()
 
