@@ -25,11 +25,16 @@ def _path(module: str) -> Path | None:
 
 
 def _imports(module: str) -> set[str]:
-    """Every module that a file names, also inside of functions."""
+    """Every module that a file names, also inside of functions, but for what only type checkers read."""
     path = _path(module)
     assert path is not None, module
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    todo: list[ast.AST] = [ast.parse(path.read_text())]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        todo += ast.iter_child_nodes(node)
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
