@@ -12,7 +12,7 @@ WORKDIR /src
 COPY pyproject.toml constraints.txt deploy/images/requirements.py ./
 # Settings of pip, an index of your own among them, come as a secret and are in no layer.
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=cache,target=/root/.cache/pip \
-    python3 requirements.py gateway < pyproject.toml > requirements.txt \
+    python3 requirements.py gateway otel < pyproject.toml > requirements.txt \
     && /build/bin/pip --python /opt/espalier/bin/python install -c constraints.txt -r requirements.txt
 COPY . .
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=cache,target=/root/.cache/pip \

@@ -1,4 +1,4 @@
-"""Prints what one extra of `pyproject.toml` needs, a line each: `python requirements.py gateway < pyproject.toml`.
+"""Prints what extras of `pyproject.toml` need, a line each: `python requirements.py gateway otel < pyproject.toml`.
 
 Images install that before the source comes in, so that a change of the source does not install everything again.
 """
@@ -8,13 +8,13 @@ import tomllib
 
 
 def main() -> int:
-    """Print the requirements of the extra that is named."""
+    """Print the requirements of the extras that are named."""
     project = tomllib.load(sys.stdin.buffer)["project"]
     extras = project["optional-dependencies"]
-    if len(sys.argv) != 2 or sys.argv[1] not in extras:
-        print(f"usage: requirements.py {'|'.join(extras)} < pyproject.toml", file=sys.stderr)
+    if not sys.argv[1:] or not set(sys.argv[1:]) <= extras.keys():
+        print(f"usage: requirements.py {'|'.join(extras)}... < pyproject.toml", file=sys.stderr)
         return 2
-    print(*project["dependencies"], *extras[sys.argv[1]], sep="\n")
+    print(*project["dependencies"], *(line for name in sys.argv[1:] for line in extras[name]), sep="\n")
     return 0
 
 

@@ -12,7 +12,7 @@ WORKDIR /src
 COPY pyproject.toml constraints.txt deploy/images/requirements.py ./
 # Settings of pip, an index of your own among them, come as a secret and are in no layer.
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=cache,target=/root/.cache/pip \
-    python3 requirements.py worker < pyproject.toml > requirements.txt \
+    python3 requirements.py worker otel < pyproject.toml > requirements.txt \
     && /build/bin/pip --python /opt/espalier/bin/python install -c constraints.txt -r requirements.txt
 # `cpu` or `cuda`. Which build of torch pip finds is a matter of its settings; the other one would be gigabytes for nothing,
 # or would find no GPU.
