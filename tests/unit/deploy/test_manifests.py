@@ -84,10 +84,13 @@ def test_dockerfiles_are_clean() -> None:
 
 @pytest.mark.parametrize("name", [*SETTINGS, "cli"])
 def test_a_dockerfile_installs_its_own_extra_alone(name: str) -> None:
-    assert re.findall(r"requirements.py (\w+) <", _dockerfile(name)) == [name]
-    command = [sys.executable, DEPLOY / "images" / "requirements.py", name]
+    """And, for a service, what sends its traces."""
+    extras = [name] if name == "cli" else [name, "otel"]
+    assert re.findall(r"requirements.py ([\w ]+) <", _dockerfile(name)) == [" ".join(extras)]
+    command = [sys.executable, DEPLOY / "images" / "requirements.py", *extras]
     printed = subprocess.run(command, input=(ROOT / "pyproject.toml").read_bytes(), capture_output=True, check=True)
-    assert printed.stdout.decode().splitlines() == PROJECT["dependencies"] + PROJECT["optional-dependencies"][name]
+    needed = [line for extra in extras for line in PROJECT["optional-dependencies"][extra]]
+    assert printed.stdout.decode().splitlines() == PROJECT["dependencies"] + needed
 
 
 @pytest.mark.parametrize("name", [*SETTINGS, "cli"])
