@@ -99,6 +99,13 @@ class ServiceSettings(BaseSettings):
     log_format: Literal["json", "text"] = Field("json", description="One JSON object a line, or text for people.")
     drain_s: float = Field(10.0, ge=0, le=3600, description="Seconds that open calls may take to end after SIGTERM.")
 
+    max_connection_age_s: float | None = Field(
+        None,
+        ge=1,
+        le=86400,
+        description="Connections are renewed when so old, so that clients move to new replicas; absent: never.",
+    )
+
     @classmethod
     def load(cls, argv: Sequence[str] | None = None) -> Self:
         """Read the settings, or end the process: code 2 with a message for bad ones, 0 for `--help`.
