@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakValueDictionary
 
 import structlog
 
 from gateway import metrics
 from gateway.admission import Admission
 from gateway.chat import ChatTemplate
-from gateway.clients.constraint import ConstraintClient
+from gateway.clients.constraint import ConstraintCalls, ConstraintClient
 from gateway.clients.model_worker import Model, ModelWorkerClient
 from gateway.clients.peer import Metadata
+from gateway.clients.replicas import Replicas
 from gateway.decode.limits import Limits
 from gateway.decode.loop import plain_mask
 from gateway.decode.output import Delta
@@ -41,8 +44,10 @@ from services.rpckit.status import (
     InvalidRequest,
     NotReady,
     ServiceError,
+    VocabularyMismatch,
 )
 from services.rpckit.tls import ClientTls
+from services.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from services.rpckit.spans import CallSpan
@@ -57,16 +62,27 @@ class _ModelChangedError(Exception):
 
 
 class Gateway:
-    """Generations over one model worker and one constraint service."""
+    """Generations over the replicas of the model worker and of the constraint service."""
 
     def __init__(self, settings: GatewaySettings) -> None:
         self.settings = settings
         self.draining = asyncio.Event()
         """Set when the server is told to stop: streams that could go on for ever end what they have begun."""
+        vocabularies: WeakValueDictionary[str, Vocabulary] = WeakValueDictionary()
         tls = ClientTls.of(settings)
-        self._worker = ModelWorkerClient(settings.worker_address, step_timeout_s=settings.max_step_s, tls=tls)
-        self._constraint = ConstraintClient(
-            settings.constraint_address, advance_timeout_s=settings.max_advance_s, tls=tls
+        self._workers = Replicas(
+            "worker",
+            settings.worker_address,
+            lambda peer: ModelWorkerClient(peer, step_timeout_s=settings.max_step_s, vocabularies=vocabularies),
+            resolve_interval_s=settings.resolve_interval_s,
+            tls=tls,
+        )
+        self._constraints = Replicas(
+            "constraint",
+            settings.constraint_address,
+            ConstraintClient,
+            resolve_interval_s=settings.resolve_interval_s,
+            tls=tls,
         )
         self._admission = Admission(settings.max_running, settings.max_queued)
         self._closing: set[asyncio.Task[None]] = set()
@@ -74,7 +90,7 @@ class Gateway:
         self._plain_mask_of = lru_cache(maxsize=2)(plain_mask)
 
     async def start(self) -> None:
-        """Wait until the worker is reached and the vocabularies agree, `startup_wait_s` at most.
+        """Wait until a worker is reached and a constraint service has its vocabulary, `startup_wait_s` at most.
 
         After that the gateway serves all the same, and each request is told which service is away.
         """
@@ -82,8 +98,12 @@ class Gateway:
         last_logged = float("-inf")
         while True:
             try:
-                model = await self._worker.refresh(None)
-                await self._constraint.agree(model.vocabulary_digest, timeout_s=10)
+                model = await self.model()
+                calls = self._open_calls(model, time.monotonic() + 10, ())
+                try:
+                    await calls.agree()
+                finally:
+                    await calls.close()
                 _log.info("peers agree", model=model.name, vocabulary_digest=model.vocabulary_digest)
                 return
             except ServiceError as error:
@@ -99,14 +119,16 @@ class Gateway:
         """Finish the releases under way, within a second, and disconnect."""
         if self._closing:
             await asyncio.wait(self._closing, timeout=1)
-        await self._worker.close()
-        await self._constraint.close()
+        await self._workers.close()
+        await self._constraints.close()
 
     async def model(self) -> Model:
         """Say what model answers now."""
-        await self._worker.peer.connect(self.settings.connect_wait_s)
-        model = await self._worker.model()
-        return model if await self._worker.check(model, ()) else await self._worker.refresh(model)
+
+        async def ask(worker: ModelWorkerClient, model: Model) -> Model:
+            return model if await worker.check(model, ()) else await worker.refresh(model)
+
+        return await self._with_worker(ask)
 
     async def generate(
         self,
@@ -130,12 +152,17 @@ class Gateway:
         arrived = time.perf_counter()
         outcome = "CANCELLED"
 
+        is_begun = False
+
+        async def begin(choice: int, piece: Delta | GenerationResult) -> None:
+            nonlocal is_begun
+            is_begun = True
+            await emit(choice, piece)
+
         async def write(deadline: float) -> list[GenerationResult]:
-            await self._worker.peer.connect(self.settings.connect_wait_s)
-            if request.constraint is not None:
-                await self._constraint.peer.connect(self.settings.connect_wait_s)
-            return await self._with_model(
-                lambda model: self._generate(request, emit, arrived, deadline, metadata, model, span)
+            return await self._with_worker(
+                lambda worker, model: self._generate(request, begin, arrived, deadline, metadata, worker, model, span),
+                may_move=lambda: not is_begun,
             )
 
         try:
@@ -162,8 +189,9 @@ class Gateway:
         """
 
         async def ask(deadline: float) -> tuple[TextScore, int]:
-            await self._worker.peer.connect(self.settings.connect_wait_s)
-            return await self._with_model(lambda model: self._score(request, deadline, metadata, model))
+            return await self._with_worker(
+                lambda worker, model: self._score(request, deadline, metadata, worker, model)
+            )
 
         return await self._in_turn(ask, deadline_s)
 
@@ -197,18 +225,47 @@ class Gateway:
         except TimeoutError:
             raise DeadlineExceeded(f"the text was not finished within {seconds:.3g} seconds") from None
 
-    async def _with_model(self, work: Callable[[Model], Awaitable[_T]]) -> _T:
+    async def _with_worker(
+        self, work: Callable[[ModelWorkerClient, Model], Awaitable[_T]], may_move: Callable[[], bool] = lambda: True
+    ) -> _T:
+        """Do what needs a worker: the least loaded, and where that fails, others, as long as the work `may_move`."""
+        tried: set[str] = set()
+        while True:
+            replica = await self._workers.pick(self.settings.connect_wait_s, avoid=tried)
+            try:
+                with replica.request() as worker:
+                    return await self._with_model(worker, functools.partial(work, worker))
+            except (NotReady, VocabularyMismatch) as error:
+                if error.metadata.get("service") == "constraint":
+                    raise
+                tried.add(replica.address)
+                if isinstance(error, NotReady):
+                    self._workers.suspect(replica, error)
+                if not may_move() or not self._workers.has_other(tried):
+                    raise
+
+    async def _with_model(self, worker: ModelWorkerClient, work: Callable[[Model], Awaitable[_T]]) -> _T:
         """Do what needs the worker's model, and once more where the worker has got another one meanwhile."""
-        model = await self._worker.model()
+        model = await worker.model()
         for _ in range(2):
             try:
                 return await work(model)
             except _ModelChangedError:
-                model = await self._worker.refresh(model)
-        raise NotReady("the model worker keeps changing its model; try again", service=self._worker.peer.name)
+                model = await worker.refresh(model)
+        raise worker.peer.away("keeps changing its model; try again")
+
+    def _open_calls(self, model: Model, deadline: float, metadata: Metadata) -> ConstraintCalls:
+        return ConstraintCalls(
+            self._constraints,
+            vocabulary_digest=model.vocabulary_digest,
+            deadline=deadline,
+            connect_wait_s=self.settings.connect_wait_s,
+            advance_timeout_s=self.settings.max_advance_s,
+            metadata=metadata,
+        )
 
     async def _score(
-        self, request: ScoreRequest, deadline: float, metadata: Metadata, model: Model
+        self, request: ScoreRequest, deadline: float, metadata: Metadata, worker: ModelWorkerClient, model: Model
     ) -> tuple[TextScore, int]:
         vocabulary = model.vocabulary
         prompt_token_ids = await self._encode(request.prompt, model)
@@ -228,7 +285,7 @@ class Gateway:
                 num_text_tokens=len(token_ids),
                 context_length=model.context_length,
             )
-        steps = self._worker.open_steps(deadline=deadline, metadata=metadata)
+        steps = worker.open_steps(deadline=deadline, metadata=metadata)
         sequence = ModelSequence(steps, f"gateway-{secrets.token_hex(12)}")
         try:
             sequence.append(prompt_token_ids)
@@ -239,7 +296,7 @@ class Gateway:
                 num_top=request.num_top,
                 end_token_ids=vocabulary.eos_token_ids if request.with_end else (),
             )
-            if not await self._worker.check(model, metadata):
+            if not await worker.check(model, metadata):
                 raise _ModelChangedError
             return found, len(prompt_token_ids)
         finally:
@@ -257,6 +314,7 @@ class Gateway:
         arrived: float,
         deadline: float,
         metadata: Metadata,
+        worker: ModelWorkerClient,
         model: Model,
         span: CallSpan | None,
     ) -> list[GenerationResult]:
@@ -266,7 +324,7 @@ class Gateway:
         prompt_token_ids = await self._encode(request.prompt, model)
         limits = self._limits(request, model, len(prompt_token_ids))
         # Asked while the prompt is on its way, so that it costs no time.
-        checked = asyncio.ensure_future(self._worker.check(model, metadata))
+        checked = asyncio.ensure_future(worker.check(model, metadata))
 
         async def emit_checked(choice: int, piece: Delta | GenerationResult) -> None:
             if not await checked:
@@ -279,10 +337,8 @@ class Gateway:
             vocabulary=model.vocabulary,
             plain_mask=self._plain_mask_of(model.vocabulary),
             limits=limits,
-            steps=self._worker.open_steps(deadline=deadline, metadata=metadata),
-            calls=self._constraint.open(
-                vocabulary_digest=model.vocabulary_digest, deadline=deadline, metadata=metadata
-            ),
+            steps=worker.open_steps(deadline=deadline, metadata=metadata),
+            calls=self._open_calls(model, deadline, metadata),
             arrived=arrived,
             emit=emit_checked,
         )

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from services.rpckit.addresses import Addresses
 from services.rpckit.settings import Address, PeerSettings
 
 
@@ -16,8 +17,13 @@ class GatewaySettings(PeerSettings):
     starts_traces: ClassVar[bool] = True
 
     address: Address = Field("127.0.0.1:50060", description="Where to listen: host:port or unix:/path.")
-    worker_address: Address = Field("127.0.0.1:50061", description="The model worker.")
-    constraint_address: Address = Field("127.0.0.1:50062", description="The constraint service.")
+    worker_address: Addresses = Field(
+        "127.0.0.1:50061", description="The model workers: addresses with commas between, or a name of several."
+    )
+    constraint_address: Addresses = Field("127.0.0.1:50062", description="The constraint service, likewise.")
+    resolve_interval_s: float = Field(
+        5.0, gt=0, le=3600, description="The names of the other services are resolved again so often."
+    )
     startup_wait_s: float = Field(
         60.0, ge=0, description="Starting waits so long for the other two; then it serves, and says what is missing."
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc.aio
 import numpy as np
@@ -14,6 +14,7 @@ from espalier.v1 import constraint_pb2 as pb
 from espalier.v1 import constraint_pb2_grpc, types_pb2
 
 from gateway.clients.peer import Metadata, PairedStream, Peer, converted
+from gateway.clients.replicas import Replica, Replicas
 from gateway.decode.interfaces import (
     Compiled,
     CompileOptions,
@@ -25,60 +26,68 @@ from gateway.decode.interfaces import (
 )
 from services.rpckit.enums import with_words, word_of
 from services.rpckit.rich_status import from_item_status
-from services.rpckit.status import InvalidRequest, ServiceError
-from services.rpckit.tls import ClientTls
+from services.rpckit.status import InvalidRequest, LeaseExpired, NotReady, ServiceError, VocabularyMismatch
+
+_T = TypeVar("_T")
 
 
 class ConstraintClient:
-    """Calls the constraint service at one address."""
+    """Calls one replica of the constraint service."""
 
-    def __init__(self, address: str, *, advance_timeout_s: float, tls: ClientTls | None = None) -> None:
-        self.peer = Peer("constraint", address, tls)
-        self.advance_timeout_s = advance_timeout_s
-        self.stub = constraint_pb2_grpc.ConstraintServiceStub(self.peer.channel)
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self.stub = constraint_pb2_grpc.ConstraintServiceStub(peer.channel)
 
     async def close(self) -> None:
         """Disconnect."""
         await self.peer.close()
 
-    def open(self, *, vocabulary_digest: str, deadline: float, metadata: Metadata) -> ConstraintCalls:
-        """Make the calls of one generation, which end at `deadline` (of `time.monotonic`)."""
-        return ConstraintCalls(self, vocabulary_digest, deadline, metadata)
-
-    async def agree(self, vocabulary_digest: str, *, timeout_s: float) -> None:
-        """Return when the service has the vocabulary of this digest.
-
-        Raises:
-            NotReady, DeadlineExceeded: it is away.
-            VocabularyMismatch: it has another one.
-        """
-        calls = self.open(vocabulary_digest=vocabulary_digest, deadline=time.monotonic() + timeout_s, metadata=())
-        await calls.compile(Constraint("choices", choices=("a",)), CompileOptions())
-
 
 class ConstraintCalls:
-    """The `ConstraintStream` of one generation over gRPC."""
+    """The `ConstraintStream` of one generation over gRPC, with one replica as long as that answers.
 
-    def __init__(self, client: ConstraintClient, vocabulary_digest: str, deadline: float, metadata: Metadata) -> None:
-        self._client = client
+    States belong to a replica. Where it is gone they are `LeaseExpired`, and compiling anew makes them at another.
+    """
+
+    def __init__(
+        self,
+        replicas: Replicas[ConstraintClient],
+        *,
+        vocabulary_digest: str,
+        deadline: float,
+        connect_wait_s: float,
+        advance_timeout_s: float,
+        metadata: Metadata,
+    ) -> None:
+        """Make the calls of one generation, which end at `deadline` (of `time.monotonic`)."""
+        self._replicas = replicas
         self._vocabulary_digest = vocabulary_digest
         self._deadline = deadline
+        self._connect_wait_s = connect_wait_s
+        self._advance_timeout_s = advance_timeout_s
         self._metadata = metadata
-        self._stream: PairedStream[pb.StreamAdvanceResponse] = PairedStream(
-            client.peer,
-            lambda requests: client.stub.StreamAdvance(requests, timeout=self._left_s(), metadata=metadata),
-            response_timeout_s=client.advance_timeout_s,
-        )
+        self._replica: Replica[ConstraintClient] | None = None
+        self._stream: PairedStream[pb.StreamAdvanceResponse] | None = None
+        self._left: set[str] = set()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def agree(self) -> None:
+        """Return when a replica has the vocabulary.
+
+        Raises:
+            NotReady, DeadlineExceeded: all are away.
+            VocabularyMismatch: they have another one.
+        """
+        await self.compile(Constraint("choices", choices=("a",)), CompileOptions())
 
     async def compile(self, constraint: Constraint, options: CompileOptions) -> Compiled:
         """Compile a constraint, or find it compiled."""
         request = pb.CompileRequest(
             constraint=_constraint(constraint), options=_options(options), vocabulary_digest=self._vocabulary_digest
         )
-        try:
-            response = await self._client.stub.Compile(request, timeout=self._left_s(), metadata=self._metadata)
-        except grpc.aio.AioRpcError as error:
-            raise self._blame(error) from None
+        response = await self._ask(
+            lambda client: client.stub.Compile(request, timeout=self._left_s(), metadata=self._metadata)
+        )
         return Compiled(
             grammar_id=response.grammar_id,
             start=_guidance(response.start),
@@ -90,34 +99,91 @@ class ConstraintCalls:
         self, grammar_id: str, state: MatcherState | None, token_ids: Sequence[int]
     ) -> asyncio.Future[Guidance]:
         """Take tokens from a state, or from the start, without waiting."""
+        replica, stream = self._replica, self._stream
+        if replica is None or stream is None:
+            lost: asyncio.Future[Guidance] = asyncio.get_running_loop().create_future()
+            lost.set_exception(LeaseExpired("the replica of the constraint service that knew the state is gone"))
+            return lost
         item = pb.AdvanceItem(grammar_id=grammar_id, token_ids=token_ids)
         if state is not None:
             item.state.epoch = state.epoch
             item.state.configuration_id = state.configuration_id
             item.state.is_terminated = state.is_terminated
-        sent = self._stream.send(lambda request_id: pb.StreamAdvanceRequest(request_id=request_id, items=[item]))
-        return converted(sent, _advanced)
+        sent = stream.send(lambda request_id: pb.StreamAdvanceRequest(request_id=request_id, items=[item]))
+
+        def blame(error: Exception) -> Exception:
+            if isinstance(error, NotReady) and self._leave(replica, error):
+                return LeaseExpired(f"states are lost: {error.message}")
+            return error
+
+        return converted(sent, _advanced, blame)
 
     async def validate(self, constraint: Constraint, options: CompileOptions, text: bytes) -> Sequence[Violation]:
         """Judge a finished text by the independent validator; nothing means that it is valid."""
         request = pb.ValidateRequest(constraint=_constraint(constraint), options=_options(options), text=text)
-        try:
-            response = await self._client.stub.Validate(request, timeout=self._left_s(), metadata=self._metadata)
-        except grpc.aio.AioRpcError as error:
-            raise self._blame(error) from None
+        response = await self._ask(
+            lambda client: client.stub.Validate(request, timeout=self._left_s(), metadata=self._metadata)
+        )
         if response.is_valid:
             return ()
         return [Violation(violation.schema_pointer) for violation in response.violations] or [Violation("")]
 
     async def close(self) -> None:
         """End the stream."""
-        await self._stream.close()
+        self._let_go()
+        await asyncio.gather(*self._closing)
+
+    async def _ask(self, call: Callable[[ConstraintClient], Awaitable[_T]]) -> _T:
+        """Make a call that any replica can answer: this one, or where it does not, another, which is kept then."""
+        while True:
+            replica = self._replica
+            if replica is None:
+                replica = await self._replicas.pick(min(self._connect_wait_s, self._left_s()), avoid=self._left)
+                # Another text of the request may have picked meanwhile.
+                replica = self._replica or self._settle(replica)
+            try:
+                return await call(replica.client)
+            except grpc.aio.AioRpcError as error:
+                said = self._blame(replica.client.peer, error)
+                if not isinstance(said, NotReady | VocabularyMismatch) or not self._leave(replica, said):
+                    raise said from None
+
+    def _settle(self, replica: Replica[ConstraintClient]) -> Replica[ConstraintClient]:
+        replica.begin()
+        self._replica = replica
+        self._stream = PairedStream(
+            replica.client.peer,
+            lambda requests: replica.client.stub.StreamAdvance(
+                requests, timeout=self._left_s(), metadata=self._metadata
+            ),
+            response_timeout_s=self._advance_timeout_s,
+        )
+        return replica
+
+    def _leave(self, replica: Replica[ConstraintClient], error: ServiceError) -> bool:
+        """Go away from a replica that failed; returns whether there is another."""
+        if replica.address not in self._left:
+            self._replicas.suspect(replica, error)
+            self._left.add(replica.address)
+        if self._replica is not replica:
+            return True
+        if not self._replicas.has_other(self._left):
+            return False
+        self._let_go()
+        return True
+
+    def _let_go(self) -> None:
+        if self._replica is not None and self._stream is not None:
+            self._replica.end()
+            task = asyncio.ensure_future(self._stream.close())
+            self._closing.add(task)
+        self._replica = self._stream = None
 
     def _left_s(self) -> float:
         return max(self._deadline - time.monotonic(), 0)
 
-    def _blame(self, error: grpc.aio.AioRpcError) -> ServiceError:
-        said = self._client.peer.translate(error)
+    def _blame(self, peer: Peer, error: grpc.aio.AioRpcError) -> ServiceError:
+        said = peer.translate(error)
         if isinstance(said, InvalidRequest) and said.field is not None and not said.field.startswith("generation."):
             # The caller wrote these fields in another message.
             name = (

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
+from weakref import WeakValueDictionary
 
 import grpc.aio
 import numpy as np
@@ -19,7 +20,6 @@ from gateway.decode.interfaces import Step, StepReply
 from services.rpckit.calls import outgoing_metadata
 from services.rpckit.rich_status import from_item_status
 from services.rpckit.status import LeaseExpired, NotReady, OutOfCapacity, ServiceError, VocabularyMismatch
-from services.rpckit.tls import ClientTls
 from services.vocabulary import UnsupportedTokenizerError, Vocabulary
 from services.vocabulary.client import fetch_vocabulary
 
@@ -55,10 +55,14 @@ class Model:
 
 
 class ModelWorkerClient:
-    """Calls the worker at one address. The vocabulary is kept until the worker answers with another digest."""
+    """Calls one worker. Its vocabulary is kept until it answers with another digest: each worker has its own model."""
 
-    def __init__(self, address: str, *, step_timeout_s: float, tls: ClientTls | None = None) -> None:
-        self.peer = Peer("worker", address, tls)
+    def __init__(
+        self, peer: Peer, *, step_timeout_s: float, vocabularies: WeakValueDictionary[str, Vocabulary] | None = None
+    ) -> None:
+        """Share `vocabularies`, by digest, with the clients of other workers: they are large, and mostly the same."""
+        self.peer = peer
+        self._vocabularies = WeakValueDictionary() if vocabularies is None else vocabularies
         self._step_timeout_s = step_timeout_s
         self._stub = model_worker_pb2_grpc.ModelWorkerServiceStub(self.peer.channel)
         self._model: Model | None = None
@@ -133,6 +137,7 @@ class ModelWorkerClient:
             raise ServiceError(
                 f"the tokenizer of the model worker at {self.peer.address} cannot be used: {error}"
             ) from error
+        vocabulary = self._vocabularies.setdefault(vocabulary.digest, vocabulary)
         return Model(
             name=answer.name,
             vocabulary=vocabulary,
@@ -175,7 +180,7 @@ class WorkerSteps:
         )
         sent = self._stream.send(lambda request_id: pb.StreamStepLogitsRequest(request_id=request_id, steps=[message]))
         num_rows = len(step.token_ids) if step.wants_all_rows else 1
-        return converted(sent, lambda response: _reply(response, num_rows))
+        return converted(sent, lambda response: _reply(self._client.peer, response, num_rows))
 
     async def release(self, sequence_ids: Sequence[str]) -> None:
         """Free sequences; raises nothing, because a lease frees them too."""
@@ -186,14 +191,14 @@ class WorkerSteps:
         await self._stream.close()
 
 
-def _reply(response: pb.StreamStepLogitsResponse, num_rows: int) -> StepReply:
+def _reply(peer: Peer, response: pb.StreamStepLogitsResponse, num_rows: int) -> StepReply:
     if len(response.results) != 1:
         raise ServiceError(f"the model worker answered one step with {len(response.results)} results")
     result = response.results[0]
     if result.HasField("error"):
         error = from_item_status(result.error)
         if isinstance(error, LeaseExpired | NotReady | OutOfCapacity):
-            raise error
+            raise peer.away(f"is not ready: {error.message}") if isinstance(error, NotReady) else error
         # The caller's request was checked before: what the worker refuses here is our mistake, not theirs.
         raise ServiceError(f"the model worker refused a step: {error.message}", step_reason=error.reason)
     logits = np.frombuffer(result.logits, "<f4")

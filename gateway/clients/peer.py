@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -21,32 +20,17 @@ Metadata = tuple[tuple[str, str], ...]
 class Peer:
     """One service at one address. The channel connects when it is first used, and again after a break."""
 
-    def __init__(self, name: str, address: str, tls: ClientTls | None = None) -> None:
-        """`name` is what errors call the service, for example `worker`."""
+    def __init__(
+        self, name: str, address: str, tls: ClientTls | None = None, *, server_name: str | None = None
+    ) -> None:
+        """`name` is what errors call the service, for example `worker`; `server_name` as for `open_channel`."""
         self.name = name
         self.address = address
-        self.channel: grpc.aio.Channel = open_channel(address, tls, CHANNEL_OPTIONS)
+        self.channel: grpc.aio.Channel = open_channel(address, tls, CHANNEL_OPTIONS, server_name=server_name)
 
     async def close(self) -> None:
         """End all calls and disconnect."""
         await self.channel.close()
-
-    async def connect(self, timeout_s: float) -> None:
-        """Return when connected.
-
-        After a break, gRPC waits up to a second before it tries again and fails calls meanwhile, even when the
-        service is back: a request should rather wait that long.
-
-        Raises:
-            NotReady: not within `timeout_s`.
-        """
-        until = time.monotonic() + timeout_s
-        while (state := self.channel.get_state(try_to_connect=True)) is not grpc.ChannelConnectivity.READY:
-            left = until - time.monotonic()
-            try:
-                await asyncio.wait_for(self.channel.wait_for_state_change(state), max(left, 0))
-            except TimeoutError:
-                raise self.away("cannot be reached; try again, or see whether it runs") from None
 
     def away(self, what: str) -> NotReady:
         """Return the error of a service that is not there."""
@@ -162,8 +146,12 @@ class PairedStream(Generic[Response]):
 Plain = TypeVar("Plain")
 
 
-def converted(source: asyncio.Future[Response], convert: Callable[[Response], Plain]) -> asyncio.Future[Plain]:
-    """Return a future of what `convert` makes of a response; what `convert` raises is its error."""
+def converted(
+    source: asyncio.Future[Response],
+    convert: Callable[[Response], Plain],
+    blame: Callable[[Exception], Exception] = lambda error: error,
+) -> asyncio.Future[Plain]:
+    """Return a future of what `convert` makes of a response; what `convert` raises is its error, as `blame` sees it."""
     target: asyncio.Future[Plain] = source.get_loop().create_future()
 
     def settle(done: asyncio.Future[Response]) -> None:
@@ -172,7 +160,7 @@ def converted(source: asyncio.Future[Response], convert: Callable[[Response], Pl
         try:
             target.set_result(convert(done.result()))
         except Exception as error:
-            _fail(target, error)
+            _fail(target, blame(error))
 
     source.add_done_callback(settle)
     return target

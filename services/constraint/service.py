@@ -67,8 +67,12 @@ class ConstraintService:
     been restarted with another model. A new vocabulary is a new set of grammars; the old states are LEASE_EXPIRED.
     """
 
-    def __init__(self, settings: ConstraintSettings, fetch_vocabulary: Callable[[], Awaitable[Vocabulary]]) -> None:
-        """Take settings, and a way to ask the worker, which may raise anything while the worker is away.
+    def __init__(
+        self, settings: ConstraintSettings, fetch_vocabulary: Callable[[str | None], Awaitable[Vocabulary]]
+    ) -> None:
+        """Take settings, and a way to ask a worker, which may raise anything while the worker is away.
+
+        The way takes the digest that is wanted, None for any: there may be workers with different vocabularies.
 
         Raises:
             ValueError: the URL of Redis is none.
@@ -180,7 +184,7 @@ class ConstraintService:
             return compiler
         if not vocabulary_digest:
             raise InvalidRequest("name the vocabulary, as the worker's GetModel does", field="vocabulary_digest")
-        await self._refetch(compiler)
+        await self._refetch(compiler, vocabulary_digest)
         compiler = self._ready_compiler()
         if vocabulary_digest != compiler.vocabulary_digest:
             raise VocabularyMismatch(
@@ -190,13 +194,13 @@ class ConstraintService:
             )
         return compiler
 
-    async def _refetch(self, known: GrammarCompiler) -> None:
+    async def _refetch(self, known: GrammarCompiler, wanted_digest: str) -> None:
         """Ask the worker for its vocabulary, unless that has just been done."""
         async with self._fetching:
             if self._compiler is not known or time.monotonic() - self._fetched_at < _RETRY_S:
                 return
             try:
-                await self._fetch()
+                await self._fetch(wanted_digest)
             except (ServiceError, grpc.RpcError) as error:
                 _log.warning("the vocabulary could not be fetched again", error=_reason(error))
 
@@ -205,7 +209,7 @@ class ConstraintService:
         while True:
             try:
                 async with self._fetching:
-                    await self._fetch()
+                    await self._fetch(None)
                 return
             except (NotReady, grpc.RpcError) as error:
                 if time.monotonic() - last_logged > 5:
@@ -215,8 +219,8 @@ class ConstraintService:
                     )
                 await asyncio.sleep(_RETRY_S / 4)
 
-    async def _fetch(self) -> None:
-        vocabulary = await self._fetch_vocabulary()
+    async def _fetch(self, wanted_digest: str | None) -> None:
+        vocabulary = await self._fetch_vocabulary(wanted_digest)
         self._fetched_at = time.monotonic()
         if self._compiler is not None and self._compiler.vocabulary_digest == vocabulary.digest:
             return

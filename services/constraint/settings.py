@@ -9,6 +9,7 @@ from typing import ClassVar
 from pydantic import Field, SecretStr
 
 from services.constraint.cache.store import RedisOptions
+from services.rpckit.addresses import Addresses
 from services.rpckit.settings import Address, PeerSettings
 
 _MIB = 1 << 20
@@ -20,7 +21,10 @@ class ConstraintSettings(PeerSettings):
     service: ClassVar[str] = "constraint"
 
     address: Address = Field("127.0.0.1:50062", description="Where to listen: host:port or unix:/path.")
-    worker_address: Address = Field("127.0.0.1:50061", description="The model worker, whose vocabulary is fetched.")
+    worker_address: Addresses = Field(
+        "127.0.0.1:50061",
+        description="The model workers, whose vocabulary is fetched: addresses with commas between, or a name.",
+    )
 
     # The cache that replicas share: docs/cache.md.
     redis_url: str | None = Field(

@@ -151,7 +151,7 @@ async def serve(
     tracing = start_tracing(settings)
     server = grpc.aio.server(
         interceptors=[CallInterceptor(service_name, lambda: is_ready, tracing)],
-        options=SERVER_OPTIONS,
+        options=_options(settings),
     )
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
@@ -210,6 +210,13 @@ async def serve(
         if health_server is not None:
             await health_server.stop(None)
         _log.info("stopped")
+
+
+def _options(settings: ServiceSettings) -> tuple[tuple[str, int], ...]:
+    if settings.max_connection_age_s is None:
+        return SERVER_OPTIONS
+    # No grace is set: gRPC's is endless, and calls that are open end in their own time, over the old connection.
+    return (*SERVER_OPTIONS, ("grpc.max_connection_age_ms", round(settings.max_connection_age_s * 1e3)))
 
 
 async def _finish_unless(stopping: asyncio.Event, start: Callable[[], Awaitable[None]]) -> bool:

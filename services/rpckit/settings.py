@@ -140,6 +140,13 @@ class ServiceSettings(BaseSettings):
             raise ValueError("`tls_client_ca_file` needs `tls_cert_file` and `tls_key_file`")
         return self
 
+    max_connection_age_s: float | None = Field(
+        None,
+        ge=1,
+        le=86400,
+        description="Connections are renewed when so old, so that clients move to new replicas; absent: never.",
+    )
+
     @classmethod
     def load(cls, argv: Sequence[str] | None = None) -> Self:
         """Read the settings, or end the process: code 2 with a message for bad ones, 0 for `--help`.

@@ -348,7 +348,7 @@ def test_an_instance_10_000_deep(trie: TokenTrie) -> None:
 
 @asynccontextmanager
 async def started_service(max_compile_s: float, max_validate_s: float = 10.0) -> AsyncIterator[ConstraintService]:
-    async def fetch() -> Vocabulary:
+    async def fetch(_: str | None) -> Vocabulary:
         return VOCABULARY
 
     settings = ConstraintSettings(

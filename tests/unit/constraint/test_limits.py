@@ -133,7 +133,7 @@ def test_a_bug_is_not_the_fault_of_the_source(monkeypatch: pytest.MonkeyPatch) -
 
 @asynccontextmanager
 async def running(**changes: Any) -> AsyncIterator[ConstraintService]:
-    async def fetch() -> Vocabulary:
+    async def fetch(_: str | None) -> Vocabulary:
         return VOCABULARY
 
     values: dict[str, Any] = {"num_compile_processes": 1, "num_validate_processes": 1, "num_mask_threads": 2}

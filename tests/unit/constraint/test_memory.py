@@ -119,7 +119,7 @@ def settings() -> ConstraintSettings:
 
 
 async def test_states_of_an_evicted_grammar_are_not_taken_for_others(settings: ConstraintSettings) -> None:
-    async def fetch() -> Vocabulary:
+    async def fetch(_: str | None) -> Vocabulary:
         return VOCABULARY
 
     async def compiled(number: int) -> tuple[str, Moved]:

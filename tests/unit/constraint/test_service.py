@@ -53,7 +53,7 @@ class Worker:
         self.vocabulary: Vocabulary | None = vocabulary()
         self.num_calls = 0
 
-    async def fetch(self) -> Vocabulary:
+    async def fetch(self, _: str | None) -> Vocabulary:
         self.num_calls += 1
         if self.vocabulary is None:
             raise ConnectionError

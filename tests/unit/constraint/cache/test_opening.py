@@ -42,7 +42,7 @@ def server(tmp_path: Path) -> Any:
 
 @asynccontextmanager
 async def replica(server: RedisServer) -> AsyncIterator[ConstraintService]:
-    async def fetch() -> Vocabulary:
+    async def fetch(_: str | None) -> Vocabulary:
         return VOCABULARY
 
     settings = ConstraintSettings(
