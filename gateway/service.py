@@ -127,9 +127,11 @@ class Gateway:
         *,
         deadline_s: float | None = None,
         metadata: Metadata = (),
+        shows_pieces: bool = True,
     ) -> list[GenerationResult]:
         """Write the texts of a request; pieces go to `emit` as they are written, then each text's result.
 
+        Where a worker fails, another begins again, unless `emit` has had something that the caller `shows_pieces` of.
         `deadline_s` is what the caller has left. Everything the generation opened is released when this returns,
         raises or is cancelled.
 
@@ -143,7 +145,7 @@ class Gateway:
 
         async def begin(choice: int, piece: Delta | GenerationResult) -> None:
             nonlocal is_begun
-            is_begun = True
+            is_begun = shows_pieces
             await emit(choice, piece)
 
         async def write(deadline: float) -> list[GenerationResult]:

@@ -58,7 +58,7 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
             """Wait for the whole."""
 
         results = await self._gateway.generate(
-            generation, drop, deadline_s=context.time_remaining(), metadata=_trace(context)
+            generation, drop, deadline_s=context.time_remaining(), metadata=_trace(context), shows_pieces=False
         )
         first, *others = (pb.Choice(text=result.text, result=_result(result)) for result in results)
         return pb.GenerateResponse(text=first.text, result=first.result, others=others)

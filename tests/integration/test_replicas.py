@@ -98,3 +98,31 @@ async def test_a_text_goes_on_when_its_constraint_service_dies(stack: Replicated
     stack.start("constraint", 1).wait_until_serving()
     assert len(texts[0]) == 800
     assert len(set(texts)) == 1
+
+
+async def test_a_reply_begins_again_when_its_worker_dies_and_a_stream_says_so(stack: ReplicatedStack) -> None:
+    await _until_both_are_used(stack, "worker")
+    async with grpc.aio.insecure_channel(stack.addresses("gateway")[0]) as channel:
+        stub: Any = gateway_pb2_grpc.GatewayServiceStub(channel)
+        # Two of each, so that each worker has one of them.
+        replies = [stub.Generate(pb.GenerateRequest(generation=_generation(LONG)), timeout=120) for _ in range(2)]
+        streams = [stub.GenerateStream(pb.GenerateStreamRequest(generation=_generation(LONG))) for _ in range(2)]
+        for stream in streams:
+            await stream.read()
+        stack.stack.processes["worker-1"].process.kill()
+        texts = {(await reply).text for reply in replies}
+
+        async def outcome(stream: Any) -> grpc.StatusCode:
+            try:
+                async for _ in stream:
+                    pass
+            except grpc.aio.AioRpcError as error:
+                return error.code()
+            return grpc.StatusCode.OK
+
+        outcomes = [await outcome(stream) for stream in streams]
+    stack.stack.processes["worker-1"].process.wait()
+    stack.start("worker", 1).wait_until_serving()
+    assert len(texts) == 1
+    assert {len(text) for text in texts} == {800}
+    assert sorted(code.name for code in outcomes) == ["OK", "UNAVAILABLE"]
