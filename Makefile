@@ -6,7 +6,7 @@ BIN := .venv/bin
 RELEASED := protos/released.binpb
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-integration test-conformance test-e2e test-bounds install install-run proto released format lint typecheck buf check ci bench bench-mask bench-grammar bench-dead-ends bench-growth bench-load bench-tracing bench-worker dashboard-check soak-gateway soak-worker bench-cache bench-extract bench-extract-kills bench-extract-million images deploy-check image-check prometheus-rule run model clean
+.PHONY: help demo test test-quick test-integration test-conformance test-e2e test-bounds install install-run proto released format lint typecheck buf check ci bench bench-mask bench-grammar bench-dead-ends bench-growth bench-load bench-tracing bench-worker dashboard-check load-check soak-gateway soak-worker bench-cache bench-extract bench-extract-kills bench-extract-million images deploy-check image-check prometheus-rule run model clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -89,6 +89,9 @@ bench-worker: install model  ## Measure the worker: tokens a second, prefix hits
 
 bench-load: install model  ## Measure the memory that loading takes; ARGS="PATH", by default the demo's model
 	@$(BIN)/python -m tests.bench.load_memory $(or $(ARGS),models/SmolLM2-135M-Instruct.Q4_1.gguf)
+
+load-check: install  ## Ask two gateways, before two constraint services and two workers, through HAProxy and without; flags in ARGS
+	@$(BIN)/python -m tests.bench.load $(ARGS)
 
 soak-gateway: install  ## Ask for 1,000 texts at once, leave a third of them, and check that all else is right; flags in ARGS
 	@$(BIN)/python -m tests.bench.soak_gateway $(ARGS)

@@ -133,7 +133,7 @@ class Gateway:
     async def generate(
         self,
         request: GenerationRequest,
-        emit: Emit,
+        emit: Emit | None,
         *,
         deadline_s: float | None = None,
         metadata: Metadata = (),
@@ -142,6 +142,7 @@ class Gateway:
     ) -> list[GenerationResult]:
         """Write the texts of a request; pieces go to `emit` as they are written, then each text's result.
 
+        Where a worker fails, another begins again, unless `emit` has had something; None: nobody reads along.
         `deadline_s` is what the caller has left; a caller that `is_patient` waits for its turn however many others do.
         `span` is that of a call that is for this alone. Everything the generation opened is released when this
         returns, raises or is cancelled.
@@ -156,8 +157,9 @@ class Gateway:
 
         async def begin(choice: int, piece: Delta | GenerationResult) -> None:
             nonlocal is_begun
-            is_begun = True
-            await emit(choice, piece)
+            if emit is not None:
+                is_begun = True
+                await emit(choice, piece)
 
         async def write(deadline: float) -> list[GenerationResult]:
             return await self._with_worker(

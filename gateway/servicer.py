@@ -47,13 +47,9 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
     async def Generate(self, request: pb.GenerateRequest, context: _Context[Any, Any]) -> pb.GenerateResponse:
         """Write a text."""
         generation = read_generation(request, request.generation)
-
-        async def drop(choice: int, piece: Delta | GenerationResult) -> None:
-            """Wait for the whole."""
-
         results = await self._gateway.generate(
             generation,
-            drop,
+            None,
             deadline_s=context.time_remaining(),
             metadata=outgoing_metadata(),
             span=current_span(),

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from gateway import metrics
 from gateway.clients.peer import Metadata
-from gateway.decode.output import Delta
 from gateway.extraction.fields import Field, Interval, mean_removed_mass, read_fields
 from gateway.extraction.prompt import prompt_of
 from gateway.extraction.request import Document, Extraction
@@ -83,7 +82,7 @@ class Extractor:
                 raise InvalidRequest("the document is empty", field="document.text")
             (generation,) = await self._gateway.generate(
                 extraction.generation(prompt_of(extraction, document.text)),
-                _wait_for_all,
+                None,
                 deadline_s=min(limits, default=None),
                 metadata=metadata,
                 span=span,
@@ -111,10 +110,6 @@ class Extractor:
             ),
             removed_mass=mean_removed_mass([None if token is None else token.removed_mass for token in seen]),
         )
-
-
-async def _wait_for_all(choice: int, piece: Delta | GenerationResult) -> None:
-    """Let nothing out before the record is whole."""
 
 
 def _is_of_the_document(error: ServiceError) -> bool:

@@ -151,7 +151,7 @@ async def serve(
     tracing = start_tracing(settings)
     server = grpc.aio.server(
         interceptors=[CallInterceptor(service_name, lambda: is_ready, tracing)],
-        options=_options(settings),
+        options=server_options(settings.max_connection_age_s),
     )
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
@@ -212,11 +212,12 @@ async def serve(
         _log.info("stopped")
 
 
-def _options(settings: ServiceSettings) -> tuple[tuple[str, int], ...]:
-    if settings.max_connection_age_s is None:
+def server_options(max_connection_age_s: float | None) -> tuple[tuple[str, int], ...]:
+    """Return what a server is made with; connections of that age get no new calls, None for any age."""
+    if max_connection_age_s is None:
         return SERVER_OPTIONS
     # No grace is set: gRPC's is endless, and calls that are open end in their own time, over the old connection.
-    return (*SERVER_OPTIONS, ("grpc.max_connection_age_ms", round(settings.max_connection_age_s * 1e3)))
+    return (*SERVER_OPTIONS, ("grpc.max_connection_age_ms", round(max_connection_age_s * 1e3)))
 
 
 async def _finish_unless(stopping: asyncio.Event, start: Callable[[], Awaitable[None]]) -> bool:

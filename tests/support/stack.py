@@ -28,11 +28,14 @@ class Process:
     def wait_until_serving(self) -> None:
         wait_until_serving(self.process, self.address, self.log)
 
-    def metric(self, name: str) -> float:
-        """Read one metric from the endpoint that the log names."""
+    def metrics_url(self) -> str:
+        """Return the endpoint that the log names."""
         lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
-        url = next(line["url"] for line in lines if line.get("event") == "metrics")
-        with urllib.request.urlopen(url, timeout=5) as response:
+        return str(next(line["url"] for line in lines if line.get("event") == "metrics"))
+
+    def metric(self, name: str) -> float:
+        """Read one metric."""
+        with urllib.request.urlopen(self.metrics_url(), timeout=5) as response:
             for line in response.read().decode().splitlines():
                 if line.startswith(name + " "):
                     return float(line.split()[1])
@@ -56,9 +59,9 @@ class TestStack:
     directory: Path
     processes: dict[str, Process] = field(default_factory=dict)
 
-    def start(self, name: str, module: str, *flags: str, **environment: str) -> Process:
+    def start(self, name: str, module: str, *flags: str, address: str | None = None, **environment: str) -> Process:
         # Unix sockets have short paths.
-        address = f"unix:{self.directory / name}.sock"
+        address = address or f"unix:{self.directory / name}.sock"
         log = self.directory / f"{name}.log"
         arguments = [sys.executable, "-m", module, "--address", address, "--metrics-port", "0", *flags]
         paths = os.pathsep.join([str(ROOT), str(ROOT / "gen")])

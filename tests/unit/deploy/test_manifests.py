@@ -148,7 +148,7 @@ def test_every_variable_is_a_setting_and_takes_its_value() -> None:
                 assert variable in of_variable, f"{path}: {variable}"
                 name = of_variable[variable]
                 # Files are in the container; addresses are compared above.
-                if name.endswith("_file") or name in ("config", "worker_address", "constraint_address"):
+                if name.endswith("_file") or name == "config":
                     continue
                 required = [] if "model" in name or cls is not WorkerSettings else ["--model", "toy"]
                 cls.read([f"--{name.replace('_', '-')}", value, *required])

@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.rpckit.interceptors import CallInterceptor
 from services.rpckit.rich_status import from_rpc_error
-from services.rpckit.server import CHANNEL_OPTIONS
+from services.rpckit.server import CHANNEL_OPTIONS, server_options
 from services.rpckit.status import InvalidRequest, LeaseExpired, NotReady, ServiceError, TokenRejected
 
 pb = constraint_pb2
@@ -35,6 +35,8 @@ class Servicer(constraint_pb2_grpc.ConstraintServiceServicer):
                 raise KeyError("a secret of the house")
             case "abort":
                 await context.abort(grpc.StatusCode.OUT_OF_RANGE, "by hand")
+            case "peer":
+                return pb.CompileResponse(grammar_id=context.peer())
         return pb.CompileResponse(grammar_id="ok")
 
     async def StreamAdvance(self, request_iterator: Any, context: Any) -> AsyncIterator[pb.StreamAdvanceResponse]:
@@ -147,6 +149,26 @@ async def test_not_ready(stub: Any, ready: list[bool]) -> None:
     error = await _error_of(stub.Compile(pb.CompileRequest()))
     assert isinstance(error, NotReady)
     assert error.retry_after_s == 1.0
+
+
+async def test_new_calls_leave_an_old_connection_and_open_ones_stay() -> None:
+    server = grpc.aio.server(options=server_options(1))
+    constraint_pb2_grpc.add_ConstraintServiceServicer_to_server(Servicer(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=CHANNEL_OPTIONS) as channel:
+        stub: Any = constraint_pb2_grpc.ConstraintServiceStub(channel)
+        stream = stub.StreamAdvance()
+        peers = set()
+        for _ in range(25):
+            await stream.write(pb.StreamAdvanceRequest(request_id=1))
+            assert (await stream.read()).request_id == 1
+            peers.add((await stub.Compile(pb.CompileRequest(vocabulary_digest="peer"))).grammar_id)
+            await asyncio.sleep(0.1)
+        await stream.done_writing()
+        assert await stream.code() is grpc.StatusCode.OK
+    await server.stop(None)
+    assert len(peers) > 1
 
 
 def _run(*argv: str) -> subprocess.Popen[str]:

@@ -135,7 +135,8 @@ async def test_all_addresses_of_a_name_get_their_share() -> None:
         await _until(replicas, lambda picked: len(picked) == 3)
         await _picked(replicas, 30)  # those that answered later have caught up
         picked = await _picked(replicas, 30)
-    assert max(picked.values()) - min(picked.values()) <= 1
+    # One apart in all that were picked is two apart at most among the latest.
+    assert max(picked.values()) - min(picked.values()) <= 2
 
 
 async def test_one_that_fails_is_taken_out_and_put_back_when_it_is_well() -> None:
