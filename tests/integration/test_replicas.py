@@ -100,29 +100,44 @@ async def test_a_text_goes_on_when_its_constraint_service_dies(stack: Replicated
     assert len(set(texts)) == 1
 
 
-async def test_a_reply_begins_again_when_its_worker_dies_and_a_stream_says_so(stack: ReplicatedStack) -> None:
+def _kill_worker(stack: ReplicatedStack) -> None:
+    process = stack.stack.processes["worker-1"].process
+    process.kill()
+    process.wait()
+
+
+async def test_a_reply_begins_again_when_its_worker_dies(stack: ReplicatedStack) -> None:
     await _until_both_are_used(stack, "worker")
     async with grpc.aio.insecure_channel(stack.addresses("gateway")[0]) as channel:
         stub: Any = gateway_pb2_grpc.GatewayServiceStub(channel)
-        # Two of each, so that each worker has one of them.
+        # Two, so that each worker has one of them.
         replies = [stub.Generate(pb.GenerateRequest(generation=_generation(LONG)), timeout=120) for _ in range(2)]
+        await asyncio.sleep(0.5)
+        _kill_worker(stack)
+        texts = [(await reply).text for reply in replies]
+    stack.start("worker", 1).wait_until_serving()
+    assert len(texts[0]) == 800
+    assert len(set(texts)) == 1
+
+
+async def test_a_stream_whose_worker_dies_says_so_and_others_go_on(stack: ReplicatedStack) -> None:
+    await _until_both_are_used(stack, "worker")
+    async with grpc.aio.insecure_channel(stack.addresses("gateway")[0]) as channel:
+        stub: Any = gateway_pb2_grpc.GatewayServiceStub(channel)
         streams = [stub.GenerateStream(pb.GenerateStreamRequest(generation=_generation(LONG))) for _ in range(2)]
         for stream in streams:
             await stream.read()
-        stack.stack.processes["worker-1"].process.kill()
-        texts = {(await reply).text for reply in replies}
+        _kill_worker(stack)
 
-        async def outcome(stream: Any) -> grpc.StatusCode:
+        async def outcome(stream: Any) -> str:
             try:
-                async for _ in stream:
+                while await stream.read() is not grpc.aio.EOF:
                     pass
             except grpc.aio.AioRpcError as error:
-                return error.code()
-            return grpc.StatusCode.OK
+                return f"{error.code().name}: {error.details()}"
+            return "OK"
 
-        outcomes = [await outcome(stream) for stream in streams]
-    stack.stack.processes["worker-1"].process.wait()
+        outcomes = sorted([await outcome(stream) for stream in streams])
     stack.start("worker", 1).wait_until_serving()
-    assert len(texts) == 1
-    assert {len(text) for text in texts} == {800}
-    assert sorted(code.name for code in outcomes) == ["OK", "UNAVAILABLE"]
+    assert outcomes[0] == "OK"
+    assert outcomes[1].startswith(f"UNAVAILABLE: the worker service at {stack.addresses('worker')[1]}")
