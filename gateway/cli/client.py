@@ -13,8 +13,8 @@ from google.protobuf.json_format import MessageToDict
 
 from gateway.cli.errors import BAD_USAGE, CommandError
 from services.rpckit.enums import with_words, word_of
+from services.rpckit.options import CHANNEL_OPTIONS
 from services.rpckit.rich_status import from_rpc_error
-from services.rpckit.server import CHANNEL_OPTIONS
 from services.rpckit.settings import BadSettingsError
 from services.rpckit.status import DeadlineExceeded, NotReady
 from services.rpckit.tls import ClientTls, open_blocking_channel

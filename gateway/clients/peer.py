@@ -9,8 +9,8 @@ from typing import Any, Generic, Protocol, TypeVar
 import grpc
 import grpc.aio
 
+from services.rpckit.options import CHANNEL_OPTIONS
 from services.rpckit.rich_status import from_rpc_error
-from services.rpckit.server import CHANNEL_OPTIONS
 from services.rpckit.status import DeadlineExceeded, NotReady, ServiceError
 from services.rpckit.tls import ClientTls, open_channel
 

@@ -27,44 +27,16 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import Gauge
 
 from services.rpckit.interceptors import CallInterceptor
+from services.rpckit.options import SERVER_OPTIONS, server_options
 from services.rpckit.settings import ServiceSettings
 from services.rpckit.status import ServiceError
 from services.rpckit.tls import ServerTls
 from services.rpckit.tracing import start_tracing
 
-MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-"""Largest message: all positions' logits of a long step are the largest there are (50,000 float32 are 200 KB a row)."""
-
 START_FAILED_EXIT_CODE = 1
 
 LIVENESS = "liveness"
 """What health always says SERVING for: that it answers means that the event loop turns, and nothing else."""
-
-SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    # Without this, two servers on one port share its connections and nobody notices.
-    ("grpc.so_reuseport", 0),
-    # Clients may ping an idle connection every ten seconds to find a dead peer.
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-)
-
-CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.keepalive_time_ms", 15_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    # A peer that restarts is found again within a second rather than after gRPC's default backoff of up to two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-)
-"""What a channel between our services is made with; matches `SERVER_OPTIONS`."""
 
 READY = Gauge("espalier_ready", "1 while the service takes calls, 0 while it loads or drains.", ["service"])
 TASKS = Gauge("espalier_tasks", "Tasks of the service's event loop, those of open calls among them.")
@@ -210,14 +182,6 @@ async def serve(
         if health_server is not None:
             await health_server.stop(None)
         _log.info("stopped")
-
-
-def server_options(max_connection_age_s: float | None) -> tuple[tuple[str, int], ...]:
-    """Return what a server is made with; connections of that age get no new calls, None for any age."""
-    if max_connection_age_s is None:
-        return SERVER_OPTIONS
-    # No grace is set: gRPC's is endless, and calls that are open end in their own time, over the old connection.
-    return (*SERVER_OPTIONS, ("grpc.max_connection_age_ms", round(max_connection_age_s * 1e3)))
 
 
 async def _finish_unless(stopping: asyncio.Event, start: Callable[[], Awaitable[None]]) -> bool:

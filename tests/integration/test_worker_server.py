@@ -16,8 +16,8 @@ from services.model_worker.service import WorkerService
 from services.model_worker.servicer import ModelWorkerServicer
 from services.model_worker.settings import WorkerSettings
 from services.rpckit.interceptors import CallInterceptor
+from services.rpckit.options import CHANNEL_OPTIONS, SERVER_OPTIONS
 from services.rpckit.rich_status import from_item_status, from_rpc_error
-from services.rpckit.server import CHANNEL_OPTIONS, SERVER_OPTIONS
 from services.rpckit.status import InvalidRequest, LeaseExpired
 from services.vocabulary.client import fetch_vocabulary
 from tests.support.toy_model import TOLERANCE, prefill_logits, random_tokens

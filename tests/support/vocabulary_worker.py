@@ -12,7 +12,7 @@ import grpc
 from espalier.v1 import model_worker_pb2 as pb
 from espalier.v1 import model_worker_pb2_grpc
 
-from services.rpckit.server import SERVER_OPTIONS
+from services.rpckit.options import SERVER_OPTIONS
 from services.vocabulary import Vocabulary
 
 _CHUNK_BYTES = 1 << 20

@@ -15,8 +15,8 @@ from gateway.cli.client import errors_of, make_constraint, make_generation, sett
 from gateway.cli.extract.documents import Document
 from gateway.cli.extract.results import Result
 from services.rpckit.enums import word_of
+from services.rpckit.options import CHANNEL_OPTIONS
 from services.rpckit.rich_status import from_item_status
-from services.rpckit.server import CHANNEL_OPTIONS
 from services.rpckit.tls import ClientTls, open_channel
 
 # What a gateway needs beyond a document's own time to say that this has passed.

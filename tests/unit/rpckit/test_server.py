@@ -17,8 +17,8 @@ from espalier.v1 import constraint_pb2, constraint_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.rpckit.interceptors import CallInterceptor
+from services.rpckit.options import CHANNEL_OPTIONS, server_options
 from services.rpckit.rich_status import from_rpc_error
-from services.rpckit.server import CHANNEL_OPTIONS, server_options
 from services.rpckit.status import InvalidRequest, LeaseExpired, NotReady, ServiceError, TokenRejected
 
 pb = constraint_pb2

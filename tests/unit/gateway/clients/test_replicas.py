@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from gateway.clients.peer import Peer
 from gateway.clients.replicas import Replicas, least_loaded
-from services.rpckit.server import SERVER_OPTIONS
+from services.rpckit.options import SERVER_OPTIONS
 from services.rpckit.status import NotReady
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
