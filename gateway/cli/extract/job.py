@@ -17,7 +17,7 @@ import grpc
 from gateway.cli.errors import UNAVAILABLE, CommandError
 from gateway.cli.extract.documents import Document
 from gateway.cli.extract.results import Result
-from services.rpckit.status import ServiceError
+from services.rpckit.status import OutOfCapacity, ServiceError
 
 MAX_ATTEMPTS: Final = 5
 _FIRST_PAUSE_S: Final = 0.2
@@ -73,8 +73,8 @@ class Job:
         self._patience_s = patience_s
         self._stopping = asyncio.Event()
         self._waiting = asyncio.Lock()
-        self._is_waiting = False
         self._up_at = -math.inf
+        self._away_since: float | None = None
 
     @property
     def is_stopping(self) -> bool:
@@ -154,45 +154,60 @@ class Job:
                     if error.code not in _PASSING:
                         raise
                     failure = error
-            # A document that fails where all else works brings its own trouble.
-            num_failed += failure.code is grpc.StatusCode.INTERNAL or not may_be_an_outage
+            num_failed += _is_own(failure, may_be_an_outage=may_be_an_outage)
             if num_failed >= MAX_ATTEMPTS:
                 message = f"{MAX_ATTEMPTS} attempts: {failure.message}"
                 return Result(document.id, "failed", reason=failure.reason, message=message)
-            await self._until_up(failure)
+            await self._pause(failure.retry_after_s or _FIRST_PAUSE_S)
+            await self._until_up()
             may_be_an_outage = False
 
-    async def _until_up(self, failure: ServiceError) -> None:
+    async def _until_up(self) -> None:
         """Wait until the services answer again, or the job is stopped; documents that failed together wait together.
 
         Raises:
             CommandError: they have not answered for too long.
         """
         async with self._waiting:
-            started, pause_s = time.monotonic(), _FIRST_PAUSE_S
+            pause_s = _FIRST_PAUSE_S
             while not self._stopping.is_set() and time.monotonic() - self._up_at > _PROBE_HOLDS_S:
-                await self._pause(max(pause_s, failure.retry_after_s or 0))
-                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
                 try:
                     await self._probe()
-                    self._up_at = time.monotonic()
                 except ServiceError as error:
                     if error.code not in _PASSING:
                         raise
-                    if not self._is_waiting:
-                        self._say(f"waiting: {error.message}")
-                    self._is_waiting, failure = True, error
-                    if time.monotonic() - started > self._patience_s:
-                        raise CommandError(
-                            f"nothing was answered for {self._patience_s:g} s; go on by --resume when the services are "
-                            f"back ({error.message})",
-                            UNAVAILABLE,
-                        ) from None
-            if self._is_waiting and not self._stopping.is_set():
-                self._say("the services answer again")
-            self._is_waiting = False
+                    self._note_away(error)
+                    await self._pause(max(pause_s, error.retry_after_s or 0))
+                    pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                else:
+                    self._note_up()
+
+    def _note_away(self, error: ServiceError) -> None:
+        now = time.monotonic()
+        if self._away_since is None:
+            self._away_since = now
+            self._say(f"waiting: {error.message}")
+        if now - self._away_since > self._patience_s:
+            raise CommandError(
+                f"nothing was answered for {self._patience_s:g} s; go on by --resume when the services are back "
+                f"({error.message})",
+                UNAVAILABLE,
+            )
+
+    def _note_up(self) -> None:
+        self._up_at = time.monotonic()
+        if self._away_since is not None:
+            self._away_since = None
+            self._say("the services answer again")
 
     async def _pause(self, seconds: float) -> None:
         """Wait, unless the job is stopped meanwhile."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stopping.wait(), seconds)
+
+
+def _is_own(failure: ServiceError, *, may_be_an_outage: bool) -> bool:
+    """Tell whether a document brings its own trouble: it fails where all else works."""
+    if isinstance(failure, OutOfCapacity):
+        return False  # others are there, too
+    return failure.code is grpc.StatusCode.INTERNAL or not may_be_an_outage

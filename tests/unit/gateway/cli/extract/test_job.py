@@ -13,7 +13,7 @@ from gateway.cli.extract import job as module
 from gateway.cli.extract.documents import Document
 from gateway.cli.extract.job import MAX_ATTEMPTS, Job
 from gateway.cli.extract.results import Result
-from services.rpckit.status import GrammarSyntax, NotReady, ServiceError
+from services.rpckit.status import GrammarSyntax, NotReady, OutOfCapacity, ServiceError
 
 
 @pytest.fixture(autouse=True)
@@ -144,9 +144,20 @@ async def test_services_that_stay_away_end_the_job() -> None:
         def fails(self, document: Document) -> ServiceError | None:
             return NotReady("no answer")
 
+    started = time.monotonic()
     with pytest.raises(CommandError, match="go on by --resume") as caught:
         await run(Away(), 10, patience_s=0.1)
     assert caught.value.exit_code == 4
+    assert time.monotonic() - started < 1  # all wait for the same
+
+
+async def test_a_gateway_that_is_full_costs_no_document() -> None:
+    class Full(Service):
+        def fails(self, document: Document) -> ServiceError | None:
+            is_full = self.calls.count(document.id) <= 3 * MAX_ATTEMPTS
+            return OutOfCapacity("too many wait", retry_after_s=0.001) if is_full else None
+
+    assert {result.status for result in await run(Full(), 5)} == {"valid"}
 
 
 async def test_a_refused_extraction_ends_the_job_at_once() -> None:
