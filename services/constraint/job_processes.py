@@ -128,7 +128,8 @@ class JobProcesses:
         self._all.discard(process)
         with contextlib.suppress(ProcessLookupError):
             process.kill()
-        await process.wait()
+        # Not `wait` alone: asyncio takes a process for ended when its pipes are, and does not look at one that is full.
+        await process.communicate()
 
 
 def _ending(code: int) -> str:

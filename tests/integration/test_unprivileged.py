@@ -21,16 +21,29 @@ from tests.support.serving import free_ports, wait_until_serving
 ROOT = Path(__file__).parents[2]
 USER = "65532"
 
-# What may be on other disks is bound onto itself read-only, the root is made so and /tmp is fresh; then all that root
-# could do is given up.
+# What may be on other disks is bound onto itself read-only, the root is made so and /tmp is fresh, but for what of ours is
+# below it; then all that root could do is given up.
 _SCRIPT = """
 set -e
+number=3
 for directory in "$@"; do
   mount --bind "$directory" "$directory"
   mount -o remount,bind,ro "$directory"
+  eval "exec $number<\\"\\$directory\\""
+  number=$((number + 1))
 done
 mount -o remount,bind,ro /
 mount -t tmpfs -o size=256m tmpfs /tmp
+number=3
+for directory in "$@"; do
+  case "$directory" in /tmp/*)
+    mkdir -p "$directory"
+    mount --bind "/proc/self/fd/$number" "$directory"
+    mount -o remount,bind,ro "$directory" ;;
+  esac
+  eval "exec $number<&-"
+  number=$((number + 1))
+done
 cd /
 exec unshare --user --map-user=$TEST_USER --map-group=$TEST_USER -- $TEST_COMMAND
 """
@@ -75,7 +88,7 @@ def test_nothing_can_be_written_and_nobody_has_power(tmp_path: Path) -> None:
         f"""
 import os
 print(os.getuid(), os.getgid(), open("/proc/self/status").read().split("CapEff:")[1].split()[0])
-for directory in ({str(ROOT)!r}, {sys.prefix!r}, "/var", os.path.expanduser("~")):
+for directory in ({str(ROOT)!r}, {sys.prefix!r}, "/var", "/etc"):
     try:
         open(os.path.join(directory, "written-by-test"), "w")
     except OSError as error:

@@ -48,6 +48,17 @@ async def test_a_cancelled_job_is_killed(processes: JobProcesses) -> None:
     assert len(dead) == 1
 
 
+async def test_a_job_whose_answer_nobody_reads_is_killed(processes: JobProcesses) -> None:
+    asked = asyncio.create_task(processes.run("echo", b"x" * 3_000_000, timeout_s=20))
+    while not any(process.stdout._buffer for process in processes._all):  # type: ignore[union-attr]
+        await asyncio.sleep(0)
+    asked.cancel()  # in the middle of the answer
+    time.sleep(0.2)  # noqa: ASYNC251 - which fills the pipe
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(asked, 10)
+    assert await processes.run("echo", 1, timeout_s=20) == 1
+
+
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)

@@ -17,7 +17,7 @@ async def test_any_worker_that_answers(tmp_path: Path) -> None:
     known = vocabulary()
     with serving(known, tmp_path) as address:
         for wanted in (None, known.digest, "another"):
-            assert (await fetch_from_any([AWAY, address], wanted)).digest == known.digest
+            assert (await fetch_from_any({AWAY: None, address: None}, wanted)).digest == known.digest
 
 
 async def test_the_wanted_one_of_two(tmp_path: Path) -> None:
@@ -26,9 +26,9 @@ async def test_the_wanted_one_of_two(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     with serving(first, tmp_path) as one, serving(second, tmp_path / "other") as other:
         for wanted in (first.digest, second.digest) * 3:
-            assert (await fetch_from_any([one, other], wanted)).digest == wanted
+            assert (await fetch_from_any({one: None, other: None}, wanted)).digest == wanted
 
 
 async def test_no_address() -> None:
     with pytest.raises(NotReady):
-        await fetch_from_any([], None)
+        await fetch_from_any({}, None)
