@@ -21,8 +21,8 @@ from tests.support.serving import free_ports, wait_until_serving
 ROOT = Path(__file__).parents[2]
 USER = "65532"
 
-# What may be on other disks is bound onto itself read-only, the root is made so and /tmp is fresh, but for what of ours is
-# below it; then all that root could do is given up.
+# What may be on other disks is bound onto itself read-only, the root is made so and /tmp is fresh, but for what of ours
+# is below it; then all that root could do is given up.
 _SCRIPT = """
 set -e
 number=3
@@ -38,7 +38,7 @@ number=3
 for directory in "$@"; do
   case "$directory" in /tmp/*)
     mkdir -p "$directory"
-    mount --bind "/proc/self/fd/$number" "$directory"
+    mount --no-canonicalize --bind "/proc/self/fd/$number" "$directory"
     mount -o remount,bind,ro "$directory" ;;
   esac
   eval "exec $number<&-"
