@@ -82,7 +82,7 @@ class Answer:
 
 
 def documents(count: int) -> list[tuple[str, Sample]]:
-    """Choose documents: so many of each kind as its share says, or as there are; changelogs fill up. Kinds are mixed."""
+    """Choose documents, kinds mixed: as many of each as its share says, or as there are; changelogs fill up."""
     shares = {kind: round(count * share / sum(_SHARES.values())) for kind, share in _SHARES.items()}
     found = {kind: collect(kind, limit=share) for kind, share in shares.items() if kind != _FILLING}
     found[_FILLING] = collect(_FILLING, limit=count - sum(map(len, found.values())))
