@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 import time
@@ -198,6 +199,15 @@ def type_of(schema: Mapping[str, Any]) -> str:
     return "pattern" if "pattern" in schema or "format" in schema else "free text"
 
 
+def cpu_seconds(pids: Mapping[str, int]) -> dict[str, float]:
+    """Return the processor time that processes have used so far, by their names."""
+    used = {}
+    for name, pid in pids.items():
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        used[name] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return used
+
+
 def show(name: str, tally: Tally) -> None:
     """Print what came of a way."""
     print(f"\n{name}: {tally.num_documents} documents in {tally.seconds:.0f} s")
@@ -230,17 +240,23 @@ def main() -> int:
     print(f"{len(chosen)} documents: {dict(Counter(kind for kind, _ in chosen))}")
     with ExitStack() as closing:
         address = arguments.gateway_address
+        pids: dict[str, int] = {}
         if address is None:
             directory = Path(closing.enter_context(TemporaryDirectory(prefix="esp")))
             up = Up(directory, model=arguments.model, OMP_WAIT_POLICY="PASSIVE", OMP_NUM_THREADS="2").wait_until_ready()
             closing.callback(up.stop)
             address = up.addresses["gateway"]
+            pids = up.pids()
         ways = Ways(gateway_pb2_grpc.GatewayServiceStub(closing.enter_context(grpc.insecure_channel(address))))
         rates = {}
         for name in arguments.ways.split(","):
             for concurrency in map(int, arguments.concurrency.split(",")):
+                used_before = cpu_seconds(pids)
                 tally = measure(getattr(ways, name), chosen, concurrency=concurrency, shows=sys.stderr.isatty())
                 show(f"{name}, {concurrency} at a time", tally)
+                for service, used in cpu_seconds(pids).items():
+                    busy = used - used_before[service]
+                    print(f"  {service}: {busy / tally.num_documents:.2f} s of a processor a document")
                 rates[name, concurrency] = rate = tally.num_documents / tally.seconds
                 first = next(rate for (other, _), rate in rates.items() if other == name)
                 print(f"  {rate:.2f} documents a second, {rate / first:.2f} times the first")
