@@ -97,9 +97,9 @@ class Refusals:
         bounded = bounded_strings(progress.nodes) if progress.place is Place.IN_STRING else ()
         begun = len(begun_string(progress.text)[0]) if bounded else 0
         room = min((_room(node) - begun for node in bounded), default=self._least_room)
-        longer = self._classes.longer_than(room)
-        if not len(longer):
+        if room >= self._classes.most_bytes:
             return
+        longer = self._classes.longer_than(room)
         for token_id in longer[have_tokens(row, longer)].tolist():
             text = self._vocabulary.token_bytes[token_id]
             assert text is not None

@@ -91,7 +91,7 @@ class TokenClasses:
         for start in Start:
             self.of(start)
             self.of(start).sift(np.zeros(0, np.uint8), np.zeros(1, np.int32))
-        _ = self.whole_strings, self.spaces, self._by_length
+        _ = self.whole_strings, self.spaces, self.most_bytes, self._by_length
 
     def of(self, start: Start) -> ClassTable:
         """Return the classes of the tokens that begin at a place."""
@@ -106,10 +106,15 @@ class TokenClasses:
         """The bitmask (words,) of the tokens that are white space alone."""
         return pack_bool_mask(np.array([bool(text) and _SPACE.issuperset(text or b"") for text in self._token_bytes]))
 
+    @cached_property
+    def most_bytes(self) -> int:
+        """How many bytes the longest token has."""
+        return max(len(text or b"") for text in self._token_bytes)
+
     def longer_than(self, num_bytes: int) -> Int32s:
         """Return the tokens that have more bytes than this, in order of their length."""
         ids, lengths = self._by_length
-        return ids[np.searchsorted(lengths, num_bytes, side="right") :]
+        return ids[np.searchsorted(lengths, np.int32(num_bytes), side="right") :]
 
     @cached_property
     def _by_length(self) -> tuple[Int32s, Int32s]:

@@ -115,7 +115,7 @@ class _Search:
         ]
         return min(rests, default=None)
 
-    @property
+    @cached_property
     def longest_rest(self) -> int:
         """The most that `least_rest` ever is."""
         return max(self._rests.values(), default=0)
