@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
@@ -96,18 +97,21 @@ class Extractor:
         status: Status = "budget_closed" if generation.finish_reason == "budget_closed" else "valid"
         metrics.EXTRACTIONS.labels(status).inc()
         seen = generation.logprobs or generation.draws
+        # Looks for each string in the document, which may be long: not on the event loop.
+        fields = await asyncio.to_thread(
+            read_fields,
+            generation.text,
+            generation.spellings,
+            [None if token is None else token.logprob for token in seen],
+            document=document.text if extraction.provenance else None,
+        )
         return ExtractionResult(
             document.id,
             status,
             seed,
             time.perf_counter() - started,
             generation=generation,
-            fields=read_fields(
-                generation.text,
-                generation.spellings,
-                [None if token is None else token.logprob for token in seen],
-                document=document.text if extraction.provenance else None,
-            ),
+            fields=fields,
             removed_mass=mean_removed_mass([None if token is None else token.removed_mass for token in seen]),
         )
 
