@@ -34,6 +34,7 @@ from services.rpckit.enums import number_of, words_of
 from services.rpckit.rich_status import to_item_status
 from services.rpckit.status import InvalidRequest, ServiceError
 
+_DEFAULT_BATCH_CONCURRENT: Final = 8
 _KINDS: Final = tuple(field.name for field in types_pb2.Constraint.DESCRIPTOR.oneofs_by_name["kind"].fields)
 
 
@@ -86,6 +87,36 @@ def read_extraction(request: ProtoMessage, extraction: pb.Extraction) -> Extract
             exact_scores=extraction.exact_scores,
             **{name: value for name, value in given.items() if value is not None},
         )
+
+
+def read_batch(first: pb.ExtractBatchRequest, most_concurrent: int) -> tuple[Extraction, int]:
+    """Read the first message of a batch: what to extract, and from how many documents at a time.
+
+    Raises:
+        InvalidRequest: as `read_extraction`; it has a document; more at a time than `most_concurrent`.
+    """
+    extraction = read_extraction(first, first.extraction)
+    if not first.HasField("extraction") or first.HasField("document"):
+        raise InvalidRequest("the first message has the extraction, and no document", field="extraction")
+    given = _given(first, "max_concurrent")
+    max_concurrent: int = min(_DEFAULT_BATCH_CONCURRENT, most_concurrent) if given is None else given
+    if not 1 <= max_concurrent <= most_concurrent:
+        raise InvalidRequest(
+            f"`max_concurrent` is {max_concurrent}; it must be from 1 to {most_concurrent}", field="max_concurrent"
+        )
+    return extraction, max_concurrent
+
+
+def read_document_of_batch(message: pb.ExtractBatchRequest) -> Document:
+    """Read a later message of a batch.
+
+    Raises:
+        InvalidRequest: it has no document, or something else.
+    """
+    refuse_unknown_fields(message)
+    if not message.HasField("document") or message.HasField("extraction"):
+        raise InvalidRequest("each message but the first has a document, and nothing else", field="document")
+    return read_document(message.document)
 
 
 def read_document(document: pb.Document) -> Document:

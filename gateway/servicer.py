@@ -13,7 +13,9 @@ from gateway.contract import (
     extraction_result_message,
     fields_of,
     logprob_message,
+    read_batch,
     read_document,
+    read_document_of_batch,
     read_extraction,
     read_generation,
     read_prompt,
@@ -28,11 +30,8 @@ from gateway.generation import GenerationResult
 from gateway.request import ScoreRequest
 from gateway.service import Gateway
 from services.rpckit.calls import current_span, outgoing_metadata
-from services.rpckit.status import InvalidRequest
 
 FULL_SERVICE_NAME: Final[str] = pb.DESCRIPTOR.services_by_name["GatewayService"].full_name
-
-_DEFAULT_BATCH_CONCURRENT: Final = 8
 
 _Context = grpc.aio.ServicerContext
 
@@ -111,27 +110,14 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
         first = await context.read()
         if first is grpc.aio.EOF:
             return
-        extraction = read_extraction(first, first.extraction)
-        if not first.HasField("extraction") or first.HasField("document"):
-            raise InvalidRequest("the first message has the extraction, and no document", field="extraction")
-        most = self._gateway.settings.max_batch_concurrent
-        max_concurrent = (
-            first.max_concurrent if first.HasField("max_concurrent") else min(_DEFAULT_BATCH_CONCURRENT, most)
-        )
-        if not 1 <= max_concurrent <= most:
-            raise InvalidRequest(
-                f"`max_concurrent` is {max_concurrent}; it must be from 1 to {most}", field="max_concurrent"
-            )
+        extraction, max_concurrent = read_batch(first, self._gateway.settings.max_batch_concurrent)
         metadata = outgoing_metadata()
 
         async def read() -> Document | None:
             message = await context.read()
             if message is grpc.aio.EOF:
                 return None
-            refuse_unknown_fields(message)
-            if not message.HasField("document") or message.HasField("extraction"):
-                raise InvalidRequest("each message but the first has a document, and nothing else", field="document")
-            return read_document(message.document)
+            return read_document_of_batch(message)
 
         async def extract(document: Document) -> ExtractionResult:
             return await self._extractor.extract(
