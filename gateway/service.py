@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -236,7 +235,7 @@ class Gateway:
             replica = await self._workers.pick(self.settings.connect_wait_s, avoid=tried)
             try:
                 with replica.request() as worker:
-                    return await self._with_model(worker, functools.partial(work, worker))
+                    return await self._with_model(worker, partial(work, worker))
             except (NotReady, VocabularyMismatch) as error:
                 if error.metadata.get("service") == "constraint":
                     raise

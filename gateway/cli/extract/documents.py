@@ -13,7 +13,7 @@ from typing import IO, Any, Final, Literal
 
 from gateway.cli.errors import BAD_USAGE, CommandError
 
-InputFormat = Literal["jsonl", "csv", "tsv", "text", "directory"]
+InputFormat = Literal["jsonl", "csv", "tsv", "text"]
 
 MAX_DOCUMENT_BYTES: Final = 16 << 20
 _FORMATS: Final[dict[str, InputFormat]] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
@@ -59,8 +59,6 @@ class Documents:
         self._directory = None
         by_name: InputFormat = "jsonl" if path is None else _FORMATS.get(path.suffix.lower(), "text")
         self._format: InputFormat = format or by_name
-        if self._format == "directory":
-            raise CommandError(f"{source} is no directory", BAD_USAGE)
         try:
             self._file: IO[bytes] = sys.stdin.buffer if path is None else self._closing.enter_context(path.open("rb"))
             if path is not None and path.is_file():
@@ -86,7 +84,7 @@ class Documents:
         """Read the documents. Only once."""
         if self._directory is not None:
             return self._read_files(self._directory)
-        readers: dict[str, Callable[[], Iterator[Document]]] = {
+        readers: dict[InputFormat, Callable[[], Iterator[Document]]] = {
             "jsonl": self._read_lines,
             "csv": lambda: self._read_rows(","),
             "tsv": lambda: self._read_rows("\t"),

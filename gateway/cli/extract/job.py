@@ -9,7 +9,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, Final
 
 import grpc
@@ -35,14 +34,6 @@ _PASSING: Final = (
     grpc.StatusCode.UNKNOWN,
 )
 """What a call may end with that was no document's fault nor the job's: it is worth another attempt."""
-
-
-@dataclass(slots=True)
-class _Work:
-    """A document that is under way, or waits for its turn."""
-
-    document: Document
-    task: asyncio.Task[Result | None]
 
 
 class Job:
@@ -92,11 +83,11 @@ class Job:
             ServiceError: the services refuse the extraction itself.
             CommandError: they have not answered for too long.
         """
-        ahead: deque[_Work] = deque()
+        ahead: deque[asyncio.Task[Result | None]] = deque()
         try:
             while (document := await self._next(documents)) is not None:
-                ahead.append(_Work(document, asyncio.create_task(self._work(document))))
-                while ahead and (len(ahead) >= self._max_ahead or ahead[0].task.done()):
+                ahead.append(asyncio.create_task(self._work(document)))
+                while ahead and (len(ahead) >= self._max_ahead or ahead[0].done()):
                     if not await self._finish(ahead):
                         return False
             while ahead:
@@ -104,9 +95,9 @@ class Job:
                     return False
             return not self._stopping.is_set()
         finally:
-            for work in ahead:
-                work.task.cancel()
-            await asyncio.gather(*(work.task for work in ahead), return_exceptions=True)
+            for task in ahead:
+                task.cancel()
+            await asyncio.gather(*ahead, return_exceptions=True)
 
     async def _next(self, documents: Iterator[Document]) -> Document | None:
         """Read a document; None at the end, and when the job is stopped while none comes."""
@@ -131,9 +122,9 @@ class Job:
         finally:
             stopped.cancel()
 
-    async def _finish(self, ahead: deque[_Work]) -> bool:
+    async def _finish(self, ahead: deque[asyncio.Task[Result | None]]) -> bool:
         """Write the result of the first document; False where it has none because the job was stopped."""
-        result = await ahead[0].task
+        result = await ahead[0]
         if result is None:
             return False
         self._write(result)
