@@ -16,7 +16,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -29,6 +28,8 @@ import grpc
 import yaml
 from espalier.v1 import gateway_pb2, gateway_pb2_grpc, types_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.support.serving import free_ports
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 OUT: Final = ROOT / "build" / "image-check"
@@ -346,13 +347,6 @@ def size_of(image: str) -> int:
     text = str(listed[0]["size"])
     number, _, unit = text.partition(" ")
     return int(float(number) * {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9}[unit])
-
-
-def free_ports(number: int) -> list[int]:
-    """Find ports that nobody has."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
-        return [int(one.getsockname()[1]) for one in sockets]
 
 
 def output(*command: str) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import socket
 import subprocess
 import sysconfig
 import time
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.serving import free_ports
 from tests.support.up import SERVICES, Up, espalier, is_alive
 
 SCHEMA = {
@@ -24,18 +24,10 @@ PACKAGE = "espalier.v1"
 NAMES = {"worker": "ModelWorkerService", "constraint": "ConstraintService", "gateway": "GatewayService"}
 
 
-def _free_ports(num: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(num)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
-
-
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     # TCP here, as `buf curl` speaks it; the fault tests use sockets.
-    ports = dict(zip(NAMES, _free_ports(3), strict=True))
+    ports = dict(zip(NAMES, free_ports(3), strict=True))
     flags = [flag for name, port in ports.items() for flag in (f"--{name}-address", f"127.0.0.1:{port}")]
     up = Up(tmp_path_factory.mktemp("u"), *flags)
     up.addresses = {name: f"127.0.0.1:{port}" for name, port in ports.items()}

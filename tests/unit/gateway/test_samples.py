@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from email import message_from_bytes, policy
+from email.message import EmailMessage
 from pathlib import Path
 
 import jsonschema
 import pytest
 
-from gateway.samples import KINDS, collect, debian, schema_text, write
+from gateway.samples import KINDS, collect, debian, mail, schema_text, write
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -47,6 +49,59 @@ def test_a_changelog_entry_is_read_exactly() -> None:
         "date": "2022-12-31",
     }
     assert debian._changelog_record("Old tags:\n\n -- nobody\n") is None
+
+
+def test_a_copyright_file_is_read_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(debian, "_DOCUMENTATION", tmp_path)
+    (tmp_path / "adduser").mkdir()
+    head = (
+        "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\n"
+        "Upstream-Name: adduser\nSource: https://example.org/adduser\n\n"
+        "Files: *\nCopyright: 1995 Ted Hajek\n 1997-1999 Guy Maor\nLicense: GPL-2+\n"
+    )
+    (tmp_path / "adduser" / "copyright").write_text(f"{head}\nLicense: GPL-2+\n This is free software\n")
+    (tmp_path / "older").mkdir()
+    (tmp_path / "older" / "copyright").write_text("This package was put together by hand.\n")
+    record = {"name": "adduser", "source": "https://example.org/adduser", "license": "GPL-2+"}
+    assert list(debian.copyright_files()) == [("adduser", head, record)]
+
+
+def test_an_installed_package_is_read_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(debian, "_INSTALLED", tmp_path / "status")
+    fields = (
+        "Package: adduser\nStatus: install ok installed\nPriority: important\nSection: admin\nInstalled-Size: 686\n"
+        "Maintainer: Debian Adduser Developers <adduser@packages.debian.org>\nArchitecture: all\nVersion: 3.134\n"
+    )
+    described = "Description: add and remove users and groups\n This package includes the commands.\n"
+    conffiles = "Conffiles:\n /etc/adduser.conf 0123 obsolete\n"
+    (tmp_path / "status").write_text(f"{fields}{conffiles}{described}\nPackage: gone\nStatus: deinstall ok\n")
+    ((id, text, record),) = debian.installed_packages()
+    assert (id, text) == ("adduser", fields + described)
+    assert record == {
+        "package": "adduser",
+        "priority": "important",
+        "section": "admin",
+        "installed_size": 686,
+        "maintainer": "Debian Adduser Developers",
+        "email": "adduser@packages.debian.org",
+        "version": "3.134",
+        "summary": "add and remove users and groups",
+    }
+
+
+def test_a_message_is_read_exactly() -> None:
+    content = (
+        b"From: Bea Quill <bea@example.org>\nTo: a@example.org, b@example.org\nSubject: Hello\n"
+        b"Date: Fri, 4 May 2001 14:05:44 -0400\n\nHi\n"
+    )
+    message = message_from_bytes(content, _class=EmailMessage, policy=policy.default)
+    assert mail._record(message) == {
+        "from": "bea@example.org",
+        "to": ["a@example.org", "b@example.org"],
+        "subject": "Hello",
+        "name": "Bea Quill",
+        "date": "2001-05-04",
+    }
 
 
 def test_files_for_a_job(tmp_path: Path) -> None:

@@ -34,9 +34,7 @@ def test_every_scalar_is_a_field_with_the_tokens_that_spell_it(
     value: Any, indent: int | None, ensure_ascii: bool, data: st.DataObject
 ) -> None:
     text = json.dumps(value, indent=indent, ensure_ascii=ensure_ascii)
-    content = text.encode(errors="surrogatepass")
-    if b"\xed" in content:  # half a character has no UTF-8
-        return
+    content = text.encode()
     cuts = sorted(data.draw(st.sets(st.integers(1, max(1, len(content) - 1)), max_size=12)))
     edges = [0, *cuts, len(content)]
     spellings = [content[start:end] for start, end in pairwise(edges)]
@@ -86,7 +84,7 @@ def test_equal_strings_have_places_of_their_own_as_far_as_there_are_some() -> No
 @given(st.text(), st.text(min_size=1))
 def test_a_string_that_occurs_has_a_span_with_its_bytes(around: str, text: str) -> None:
     document = around + text + around
-    if not text.strip() or "\ud800" <= max(document) <= "\udfff":
+    if not text.strip():
         return
     assert spans([text], document) == [text]
 

@@ -90,7 +90,7 @@ def test_any_table_that_csv_writes(tmp_path_factory: pytest.TempPathFactory, row
     writer = csv.writer(written)
     writer.writerows([("id", "text"), *rows])
     text = written.getvalue()
-    if any("\ud800" <= char <= "\udfff" or char in "\ufffd\ufeff\0" for char in text):
+    if any(char in "\ufffd\ufeff\0" for char in text):
         return
     file = tmp_path_factory.mktemp("t") / "in.csv"
     file.write_bytes(text.encode())
