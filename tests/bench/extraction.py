@@ -220,7 +220,10 @@ def show(name: str, tally: Tally) -> None:
     by_type = ", ".join(f"{kind} {share}" for kind, share in shares.items())
     print(f"  fields right: {right.total()}/{fields.total()} = {right.total() / fields.total():.1%} ({by_type})")
     print(f"  records exact: {tally.num_exact}")
-    valid = max(1, tally.num_valid)
+    if tally.num_valid == 0:
+        print(f"  no valid record, for {tally.num_tokens} tokens and {tally.num_prompt_tokens} of prompts")
+        return
+    valid = tally.num_valid
     print(
         f"  per valid record: {tally.num_tokens / valid:.0f} tokens, {tally.num_prompt_tokens / valid:.0f} of prompts, "
         f"{tally.seconds / valid:.2f} s"
