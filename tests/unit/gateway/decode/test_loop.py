@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.decode.interfaces import Logits
+from gateway.decode.interfaces import Guidance, Logits, MatcherState
 from gateway.decode.sampler import Sampler, Sampling
 from services.rpckit.status import BudgetTooSmall, ContextExceeded, LeaseExpired, NotReady, OutOfFuel, ServiceError
 from tests.support.decoding import PROMPT, decode
@@ -126,6 +126,29 @@ async def test_a_budget_below_the_witness_is_refused_with_both_numbers() -> None
 async def test_a_context_too_short_for_the_witness_is_refused() -> None:
     with pytest.raises(ContextExceeded):
         await decode(FiniteLanguage(RECORDS), max_tokens=3, is_context_bound=True)
+
+
+async def test_a_mask_is_asked_for_while_the_worker_has_the_token() -> None:
+    worker = FakeWorker()
+
+    class Waiting(FiniteLanguage):
+        """Answers once the worker has been sent what was asked for."""
+
+        def advance(
+            self, grammar_id: str, state: MatcherState | None, token_ids: Sequence[int]
+        ) -> asyncio.Future[Guidance]:
+            num_steps = len(worker.steps)
+
+            async def answer() -> Guidance:
+                while len(worker.steps) == num_steps:
+                    await asyncio.sleep(0)
+                return await self._advance(state, token_ids)
+
+            return asyncio.ensure_future(answer())
+
+    run = await asyncio.wait_for(decode(Waiting(RECORDS, forcing=False), worker), timeout=60)
+    assert run.text in RECORDS
+    assert [step.token_ids for step in worker.steps[1:]] == [(token_id,) for token_id in run.token_ids]
 
 
 async def test_forced_tokens_share_a_step_within_the_grace_and_follow_in_one_without() -> None:
