@@ -91,6 +91,13 @@ class Routing:
         return self.entropy_sums / max(self.num_tokens, 1)
 
 
+def collapse_limit(num_experts: int, num_experts_per_tok: float, collapse: float) -> float:
+    """Return the balance beyond which a layer has collapsed: the part `collapse` of the way from 1 to E / A."""
+    worst = num_experts / num_experts_per_tok
+    # Where every token goes to every expert there is nothing to collapse.
+    return 1 + collapse * (worst - 1) if worst > 1 else float("inf")
+
+
 class RoutingMonitor:
     """Adds up the routing of all forward passes, and warns when it collapses. `observe` is for one thread."""
 
@@ -104,9 +111,7 @@ class RoutingMonitor:
         self.layers: Final = tuple(layers)
         self._num_experts = num_experts
         self._window_tokens = window_tokens
-        worst = num_experts / num_experts_per_tok
-        # Where every token goes to every expert there is nothing to collapse.
-        self._limit = 1 + collapse * (worst - 1) if worst > 1 else float("inf")
+        self._limit = collapse_limit(num_experts, num_experts_per_tok, collapse)
         self._total = self._window = Routing.nothing(len(layers), num_experts)
         self._lock = threading.Lock()
         self._collapsed: frozenset[int] = frozenset()

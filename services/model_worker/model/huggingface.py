@@ -39,7 +39,7 @@ _ROTARY_BUFFER: Final = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_em
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
     """A tensor of the checkpoint, which makes some rows of one of our parameters."""
 
     name: str
@@ -95,7 +95,7 @@ def load_huggingface(
     """
     with ExitStack() as stack:
         tensors = _open_tensors(directory, stack)
-        sources = _sources(config)
+        sources = tensor_sources(config)
         _check(directory, config, tensors, sources)
         model = Transformer(config)
         shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
@@ -154,7 +154,7 @@ def _open(file: Path, stack: ExitStack) -> Any:
 
 
 def _check(
-    directory: Path, config: ModelConfig, tensors: Mapping[str, Any], sources: Mapping[str, tuple[_Source, ...]]
+    directory: Path, config: ModelConfig, tensors: Mapping[str, Any], sources: Mapping[str, tuple[Source, ...]]
 ) -> None:
     """Compare the checkpoint's tensors with what is needed, before any is read."""
     needed = {source.name: source for parts in sources.values() for source in parts}
@@ -186,56 +186,56 @@ def _check(
             )
 
 
-def _sources(config: ModelConfig) -> dict[str, tuple[_Source, ...]]:
+def tensor_sources(config: ModelConfig) -> dict[str, tuple[Source, ...]]:
     """Name the checkpoint's tensors that make each of our parameters, one below the other."""
     hidden, vocab, head_dim = config.hidden_size, config.vocab_size, config.head_dim
     num_heads, num_kv_heads = config.num_attention_heads, config.num_key_value_heads
     q_rows, kv_rows = num_heads * head_dim, num_kv_heads * head_dim
-    sources: dict[str, tuple[_Source, ...]] = {
-        "embedding.weight": (_Source("model.embed_tokens.weight", (vocab, hidden)),),
-        "norm.weight": (_Source("model.norm.weight", (hidden,)),),
+    sources: dict[str, tuple[Source, ...]] = {
+        "embedding.weight": (Source("model.embed_tokens.weight", (vocab, hidden)),),
+        "norm.weight": (Source("model.norm.weight", (hidden,)),),
     }
     if not config.tie_word_embeddings:
-        sources["head.weight"] = (_Source("lm_head.weight", (vocab, hidden)),)
+        sources["head.weight"] = (Source("lm_head.weight", (vocab, hidden)),)
     for layer in range(config.num_hidden_layers):
         ours, theirs = f"blocks.{layer}", f"model.layers.{layer}"
         attention = f"{theirs}.self_attn"
         sources |= {
-            f"{ours}.attention_norm.weight": (_Source(f"{theirs}.input_layernorm.weight", (hidden,)),),
+            f"{ours}.attention_norm.weight": (Source(f"{theirs}.input_layernorm.weight", (hidden,)),),
             f"{ours}.attention.qkv.weight": (
-                _Source(f"{attention}.q_proj.weight", (q_rows, hidden), num_heads),
-                _Source(f"{attention}.k_proj.weight", (kv_rows, hidden), num_kv_heads),
-                _Source(f"{attention}.v_proj.weight", (kv_rows, hidden)),
+                Source(f"{attention}.q_proj.weight", (q_rows, hidden), num_heads),
+                Source(f"{attention}.k_proj.weight", (kv_rows, hidden), num_kv_heads),
+                Source(f"{attention}.v_proj.weight", (kv_rows, hidden)),
             ),
-            f"{ours}.attention.output.weight": (_Source(f"{attention}.o_proj.weight", (hidden, q_rows)),),
-            f"{ours}.feed_forward_norm.weight": (_Source(f"{theirs}.post_attention_layernorm.weight", (hidden,)),),
+            f"{ours}.attention.output.weight": (Source(f"{attention}.o_proj.weight", (hidden, q_rows)),),
+            f"{ours}.feed_forward_norm.weight": (Source(f"{theirs}.post_attention_layernorm.weight", (hidden,)),),
         }
         if config.has_qkv_bias:
             sources[f"{ours}.attention.qkv.bias"] = (
-                _Source(f"{attention}.q_proj.bias", (q_rows,), num_heads),
-                _Source(f"{attention}.k_proj.bias", (kv_rows,), num_kv_heads),
-                _Source(f"{attention}.v_proj.bias", (kv_rows,)),
+                Source(f"{attention}.q_proj.bias", (q_rows,), num_heads),
+                Source(f"{attention}.k_proj.bias", (kv_rows,), num_kv_heads),
+                Source(f"{attention}.v_proj.bias", (kv_rows,)),
             )
         if config.qk_norm != "none":
             num_q, num_k = (1, 1) if config.qk_norm == "head" else (num_heads, num_kv_heads)
             sources |= {
-                f"{ours}.attention.q_norm.weight": (_Source(f"{attention}.q_norm.weight", (num_q * head_dim,), num_q),),
-                f"{ours}.attention.k_norm.weight": (_Source(f"{attention}.k_norm.weight", (num_k * head_dim,), num_k),),
+                f"{ours}.attention.q_norm.weight": (Source(f"{attention}.q_norm.weight", (num_q * head_dim,), num_q),),
+                f"{ours}.attention.k_norm.weight": (Source(f"{attention}.k_norm.weight", (num_k * head_dim,), num_k),),
             }
         sources |= _feed_forward_sources(config, layer)
     return sources
 
 
-def _feed_forward_sources(config: ModelConfig, layer: int) -> dict[str, tuple[_Source, ...]]:
+def _feed_forward_sources(config: ModelConfig, layer: int) -> dict[str, tuple[Source, ...]]:
     names = LAYOUTS[config.architecture].names
     ours, theirs = f"blocks.{layer}.feed_forward", f"model.layers.{layer}.{names.block}"
     hidden = config.hidden_size
     first = (names.gate, names.up) if config.is_gated else (names.up,)
 
-    def block(prefix: str, width: int) -> tuple[list[_Source], _Source]:
+    def block(prefix: str, width: int) -> tuple[list[Source], Source]:
         return (
-            [_Source(f"{prefix}.{part}.weight", (width, hidden)) for part in first],
-            _Source(f"{prefix}.{names.down}.weight", (hidden, width)),
+            [Source(f"{prefix}.{part}.weight", (width, hidden)) for part in first],
+            Source(f"{prefix}.{names.down}.weight", (hidden, width)),
         )
 
     if not config.is_mixture(layer):
@@ -243,7 +243,7 @@ def _feed_forward_sources(config: ModelConfig, layer: int) -> dict[str, tuple[_S
         return {f"{ours}.gate_up.weight": tuple(gate_up), f"{ours}.down.weight": (down,)}
     experts = [block(f"{theirs}.experts.{i}", config.intermediate_size) for i in range(config.num_experts)]
     sources = {
-        f"{ours}.router.weight": (_Source(f"{theirs}.gate.weight", (config.num_experts, hidden)),),
+        f"{ours}.router.weight": (Source(f"{theirs}.gate.weight", (config.num_experts, hidden)),),
         f"{ours}.gate_up": tuple(source for gate_up, _ in experts for source in gate_up),
         f"{ours}.down": tuple(down for _, down in experts),
     }
@@ -252,6 +252,6 @@ def _feed_forward_sources(config: ModelConfig, layer: int) -> dict[str, tuple[_S
         sources |= {
             f"{ours}.shared.gate_up.weight": tuple(gate_up),
             f"{ours}.shared.down.weight": (down,),
-            f"{ours}.shared_gate.weight": (_Source(f"{theirs}.shared_expert_gate.weight", (1, hidden)),),
+            f"{ours}.shared_gate.weight": (Source(f"{theirs}.shared_expert_gate.weight", (1, hidden)),),
         }
     return sources

@@ -91,3 +91,9 @@ def interleave_rows(weight: Tensor, num_heads: int) -> Tensor:
     """Reorder a `(num_heads * head_dim, ...)` projection from Hugging Face's pairs `(i, i + head_dim / 2)` to ours."""
     by_half = weight.view(num_heads, 2, -1, *weight.shape[1:])
     return by_half.transpose(1, 2).reshape(weight.shape)
+
+
+def halve_rows(weight: Tensor, num_heads: int) -> Tensor:
+    """Undo `interleave_rows`."""
+    by_pair = weight.view(num_heads, -1, 2, *weight.shape[1:])
+    return by_pair.transpose(1, 2).reshape(weight.shape)

@@ -1,0 +1,221 @@
+"""The training loop: seeded, resumable, the language model's loss on completions plus what keeps the routers apart."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from services.model_worker.training import losses
+from services.model_worker.training.examples import Example, batches
+from services.model_worker.training.gating import Assignment
+from services.model_worker.training.hidden import HiddenStates
+from services.model_worker.training.mixture import GatingOptions, MixtureShape
+from services.model_worker.training.network import Network, Rows, logit_rows_of
+from services.model_worker.training.report import Report, StepRouting
+
+STATE: Final = "state.pt"
+
+
+class ResumeError(ValueError):
+    """What is to be resumed is another run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """What each loss beside the language model's counts; 0: not at all."""
+
+    balance: float = 0.02
+    z: float = 0.001
+    entropy: float = 0.0
+    importance: float = 0.0
+    diversity: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """All that a run depends on, beside base and texts."""
+
+    first_layer: int = 20
+    shape: MixtureShape = field(default_factory=MixtureShape)
+    gating: GatingOptions = field(default_factory=GatingOptions)
+    weights: LossWeights = field(default_factory=LossWeights)
+    epochs: int = 2
+    max_steps: int | None = None
+    batch_tokens: int = 2048
+    """Most tokens in one forward and backward pass."""
+    accumulation: int = 1
+    """Passes whose gradients make one step."""
+    learning_rate: float = 1.5e-3
+    warmup_steps: int = 20
+    weight_decay: float = 0.01
+    max_gradient_norm: float = 1.0
+    seed: int = 0
+
+
+class Trainer:
+    """Trains a network's experts on examples whose lower layers are known."""
+
+    def __init__(
+        self, network: Network, examples: Sequence[Example], hidden: HiddenStates, options: TrainingOptions
+    ) -> None:
+        self.network = network
+        self._examples = examples
+        self._hidden = hidden
+        self._options = options
+        self._generator = torch.Generator(network.base.device).manual_seed(options.seed)
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        # Vectors that choose are not to be pulled to zero.
+        self._optimizer = torch.optim.AdamW(
+            [
+                {"params": [one for one in trained if one.dim() == 3], "weight_decay": options.weight_decay},
+                {"params": [one for one in trained if one.dim() < 3], "weight_decay": 0.0},
+            ],
+            lr=options.learning_rate,
+            betas=(0.9, 0.98),
+        )
+        self._plan = self._steps()
+        self.num_steps = len(self._plan)
+        self.num_done = 0
+
+    def _steps(self) -> list[list[list[int]]]:
+        """Plan all steps: for each its passes, for each of them the indices of its examples."""
+        options = self._options
+        lengths = [len(example.token_ids) for example in self._examples]
+        passes = [
+            batch
+            for epoch in range(options.epochs)
+            for batch in batches(lengths, options.batch_tokens, seed=options.seed * 1000 + epoch)
+        ]
+        steps = [passes[start : start + options.accumulation] for start in range(0, len(passes), options.accumulation)]
+        return steps[: options.max_steps]
+
+    def run(self, report: Report) -> Iterator[dict[str, float]]:
+        """Go through the steps that are left; yields what each gave."""
+        while self.num_done < self.num_steps:
+            started = time.perf_counter()
+            values, seen = self._step(self._plan[self.num_done])
+            values |= {"seconds": round(time.perf_counter() - started, 3)}
+            values = report.step(self.num_done, {"step": self.num_done} | values, seen)
+            self.num_done += 1
+            yield values
+
+    def _step(self, passes: list[list[int]]) -> tuple[dict[str, float], StepRouting | None]:
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._learning_rate()
+        self.network.train()
+        num_learned = sum(
+            len(self._examples[index].token_ids) - self._examples[index].num_prompt_tokens
+            for batch in passes
+            for index in batch
+        )
+        sums: dict[str, float] = {}
+        seen: StepRouting | None = None
+        for batch in passes:
+            logits, targets, decided = self._forward(batch)
+            parts = {"loss": F.cross_entropy(logits, targets, reduction="sum") / num_learned}
+            parts |= {name: loss / len(passes) for name, loss in self._router_losses(decided).items()}
+            weights = asdict(self._options.weights)
+            total = sum((weights.get(name, 1.0) * loss for name, loss in parts.items()), torch.zeros(()))
+            total.backward()  # type: ignore[no-untyped-call]
+            for name, loss in parts.items():
+                sums[name] = sums.get(name, 0.0) + float(loss.detach())
+            if decided:
+                seen = StepRouting.of(decided) if seen is None else seen + StepRouting.of(decided)
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self._options.max_gradient_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        values = {name if name == "loss" else f"{name}_loss": round(value, 5) for name, value in sums.items()}
+        num_tokens = sum(len(self._examples[index].token_ids) for batch in passes for index in batch)
+        return values | {
+            "tokens": num_tokens,
+            "gradient_norm": round(float(norm), 5),
+            "learning_rate": self._learning_rate(),
+        }, seen
+
+    def _forward(self, batch: list[int]) -> tuple[Tensor, Tensor, list[Assignment]]:
+        """Run a batch; returns logits `(R, vocab_size)`, the tokens that should follow `(R,)`, and the choices."""
+        examples = [self._examples[index] for index in batch]
+        rows = Rows(tuple(len(example.token_ids) for example in examples))
+        logit_rows = logit_rows_of([example.num_prompt_tokens for example in examples], rows)
+        token_ids = torch.tensor([token_id for example in examples for token_id in example.token_ids])
+        x = torch.cat([self._hidden.of(index) for index in batch])
+        device = self.network.base.device
+        logits, decided = self.network(x.to(device), rows, logit_rows.to(device), self._generator)
+        return logits, token_ids[logit_rows + 1].to(device), decided
+
+    def _router_losses(self, decided: list[Assignment]) -> dict[str, Tensor]:
+        """Return the means over layers of the losses that count."""
+        weights = self._options.weights
+        if not decided:
+            return {}
+        found: dict[str, list[Tensor]] = {
+            "balance": [losses.load_balancing_loss(one.probs, one.expert_ids) for one in decided],
+            "z": [losses.router_z_loss(one.logits) for one in decided],
+        }
+        if weights.entropy:
+            found["entropy"] = [losses.entropy_loss(one.probs) for one in decided]
+        if weights.importance:
+            found["importance"] = [losses.importance_loss(one.probs) for one in decided]
+        if weights.diversity:
+            found["diversity"] = [losses.diversity_loss(mixture.gate_up) for mixture in self.network.layers]
+        return {name: torch.stack(layers).mean() for name, layers in found.items()}
+
+    def _learning_rate(self) -> float:
+        """Rise in a line, then fall as a cosine does, to a tenth."""
+        options, step = self._options, self.num_done
+        if step < options.warmup_steps:
+            return options.learning_rate * (step + 1) / options.warmup_steps
+        part = (step - options.warmup_steps) / max(1, self.num_steps - options.warmup_steps)
+        return options.learning_rate * (0.1 + 0.9 * (1 + math.cos(math.pi * part)) / 2)
+
+    @torch.no_grad()
+    def evaluate(self, examples: Sequence[Example]) -> tuple[float, StepRouting | None]:
+        """Return the mean loss of the completions' tokens, and the routing, without what training adds."""
+        self.network.eval()
+        total, num_learned, seen = 0.0, 0, None
+        for example in examples:
+            rows = Rows((len(example.token_ids),))
+            token_ids = torch.tensor(example.token_ids, device=self.network.base.device)
+            logit_rows = logit_rows_of([example.num_prompt_tokens], rows).to(token_ids.device)
+            logits, decided = self.network(self.network.lower(token_ids, rows), rows, logit_rows)
+            total += float(F.cross_entropy(logits, token_ids[logit_rows + 1], reduction="sum"))
+            num_learned += len(logit_rows)
+            if decided:
+                seen = StepRouting.of(decided) if seen is None else seen + StepRouting.of(decided)
+        return total / num_learned, seen
+
+    def save(self, directory: Path) -> None:
+        """Write all that `load` needs to go on from here."""
+        state = {
+            "options": json.dumps(asdict(self._options), sort_keys=True),
+            "num_done": self.num_done,
+            "network": self.network.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "generator": self._generator.get_state(),
+        }
+        partial = directory / f"{STATE}.partial"
+        torch.save(state, partial)
+        partial.replace(directory / STATE)
+
+    def load(self, directory: Path) -> None:
+        """Go on where `save` was.
+
+        Raises:
+            ResumeError: that was a run with other options.
+        """
+        state: dict[str, Any] = torch.load(directory / STATE, weights_only=True)
+        if state["options"] != json.dumps(asdict(self._options), sort_keys=True):
+            raise ResumeError(f"{directory / STATE} is of a run with other options: {state['options']}")
+        self.network.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._generator.set_state(state["generator"])
+        self.num_done = state["num_done"]
