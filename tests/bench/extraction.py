@@ -1,15 +1,17 @@
 """Measures extraction from real documents with known records: `python -m tests.bench.extraction`.
 
 The documents are what this machine carries (changelogs, copyright files, the list of installed packages, Python's test
-e-mails), chosen by a digest of their text; the records are read out of them by parsers. Prints how many results are
-valid, each failure with its reason, and how many fields are right, by type. A field is right when it equals the known
-one as JSON does, or both have none; a record when all its fields are.
+e-mails), chosen by a digest of their text; the records are read out of them by parsers. With --documents-from they come
+from a file of JSON lines with `schema`, `text` and `record` instead, such as the held-out part of the training data.
+Prints how many results are valid, each failure with its reason, and how many fields are right, by type. A field is
+right when it equals the known one as JSON does, or both have none; a record when all its fields are.
 
 Ways, each on the same documents:
   guided       `Extract`, greedy
   beam         `Extract` with a beam of 4
   naive        what people do without a gateway: the same prompt, free text, the first JSON value in it judged by
                `jsonschema`, up to 10 attempts, the first greedy, the others at temperature 0.7
+  unguided     the same with the first attempt alone
 
 Starts `espalier up` unless --gateway-address names a gateway.
 """
@@ -48,6 +50,7 @@ _SHARES: Final = {"changelog": 36, "package": 32, "copyright": 28, "email": 4}
 _FILLING: Final = "changelog"
 _MAX_TOKENS: Final = 200
 _MAX_ATTEMPTS: Final = 10
+_MAX_SHOWN: Final = 20
 _TIMEOUT_S: Final = 600.0
 
 
@@ -72,6 +75,15 @@ class Tally:
 
 
 @dataclass(frozen=True)
+class Document:
+    """A document of some kind, and what its record must satisfy."""
+
+    kind: str
+    schema: str
+    sample: Sample
+
+
+@dataclass(frozen=True)
 class Answer:
     """What a way made of one document."""
 
@@ -82,7 +94,7 @@ class Answer:
     reason: str = ""
 
 
-def documents(count: int) -> list[tuple[str, Sample]]:
+def real_documents(count: int) -> list[Document]:
     """Choose documents, kinds mixed: as many of each as its share says, or as there are; changelogs fill up."""
     shares = {kind: round(count * share / sum(_SHARES.values())) for kind, share in _SHARES.items()}
     found = {kind: collect(kind, limit=share) for kind, share in shares.items() if kind != _FILLING}
@@ -92,7 +104,16 @@ def documents(count: int) -> list[tuple[str, Sample]]:
         for kind, samples in found.items()
         for index, sample in enumerate(samples)
     ]
-    return [(kind, sample) for _, kind, sample in sorted(chosen, key=lambda one: one[:2])]
+    ordered = sorted(chosen, key=lambda one: one[:2])
+    return [Document(kind, schema_text(kind), sample) for _, kind, sample in ordered]
+
+
+def read_documents(file: Path, count: int | None) -> list[Document]:
+    """Read documents of a file, the first so many."""
+    lines = map(json.loads, file.read_text(encoding="utf-8").splitlines()[:count])
+    return [
+        Document(line["family"], line["schema"], Sample(line["id"], line["text"], line["record"])) for line in lines
+    ]
 
 
 class Ways:
@@ -101,21 +122,29 @@ class Ways:
     def __init__(self, stub: Any) -> None:
         self._stub = stub
 
-    def guided(self, kind: str, sample: Sample) -> Answer:
+    def guided(self, document: Document) -> Answer:
         """Greedy, under the schema."""
-        return self._extract(kind, sample)
+        return self._extract(document)
 
-    def beam(self, kind: str, sample: Sample) -> Answer:
+    def beam(self, document: Document) -> Answer:
         """The most probable of a beam of 4, under the schema."""
-        return self._extract(kind, sample, beam=gateway_pb2.Beam(width=4))
+        return self._extract(document, beam=gateway_pb2.Beam(width=4))
 
-    def naive(self, kind: str, sample: Sample) -> Answer:
+    def unguided(self, document: Document) -> Answer:
+        """Free text, once."""
+        return self._write_freely(document, 1)
+
+    def naive(self, document: Document) -> Answer:
         """Free text until some of it satisfies the schema."""
-        schema = json.loads(schema_text(kind))
+        return self._write_freely(document, _MAX_ATTEMPTS)
+
+    def _write_freely(self, document: Document, max_attempts: int) -> Answer:
+        schema = json.loads(document.schema)
         validator = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker())
-        messages = prompt_of(Extraction(schema_text(kind)), sample.text).messages
+        messages = prompt_of(Extraction(document.schema), document.sample.text).messages
         num_tokens = num_prompt_tokens = 0
-        for attempt in range(_MAX_ATTEMPTS):
+        record: Any = None
+        for attempt in range(max_attempts):
             generation = make_generation(
                 chat=[(message.role, message.content) for message in messages],
                 max_tokens=_MAX_TOKENS,
@@ -127,12 +156,14 @@ class Ways:
             record = first_json(response.text)
             if record is not None and validator.is_valid(record):
                 return Answer("valid", record, num_tokens, num_prompt_tokens)
-        return Answer("failed", None, num_tokens, num_prompt_tokens, f"no valid record in {_MAX_ATTEMPTS} attempts")
+        # What is no valid record may still have some fields right.
+        found = record if isinstance(record, dict) else None
+        return Answer("failed", found, num_tokens, num_prompt_tokens, f"no valid record in {max_attempts} attempts")
 
-    def _extract(self, kind: str, sample: Sample, **options: Any) -> Answer:
-        extraction = gateway_pb2.Extraction(json_schema=schema_text(kind), max_tokens=_MAX_TOKENS, **options)
-        document = gateway_pb2.Document(id=sample.id, text=sample.text)
-        request = gateway_pb2.ExtractRequest(extraction=extraction, document=document)
+    def _extract(self, document: Document, **options: Any) -> Answer:
+        extraction = gateway_pb2.Extraction(json_schema=document.schema, max_tokens=_MAX_TOKENS, **options)
+        asked = gateway_pb2.Document(id=document.sample.id, text=document.sample.text)
+        request = gateway_pb2.ExtractRequest(extraction=extraction, document=asked)
         result = self._stub.Extract(request, timeout=_TIMEOUT_S).result
         status = gateway_pb2.ExtractionStatus.Name(result.status).removeprefix("EXTRACTION_STATUS_").lower()
         if result.HasField("error"):
@@ -153,14 +184,14 @@ def first_json(text: str) -> Any:
 
 
 def measure(
-    way: Callable[[str, Sample], Answer], chosen: list[tuple[str, Sample]], *, concurrency: int, shows: bool = False
+    way: Callable[[Document], Answer], chosen: list[Document], *, concurrency: int, shows: bool = False
 ) -> Tally:
     """Make a record of each document, so many at a time."""
     tally = Tally(num_documents=len(chosen))
     started = time.perf_counter()
     with ThreadPoolExecutor(concurrency) as pool:
-        for (kind, sample), answer in zip(chosen, pool.map(lambda one: way(*one), chosen), strict=True):
-            _count(tally, kind, sample, answer)
+        for document, answer in zip(chosen, pool.map(way, chosen), strict=True):
+            _count(tally, document, answer)
             if shows:
                 print(f"\r{tally.statuses.total()} of {len(chosen)}", end="", file=sys.stderr, flush=True)
     tally.seconds = time.perf_counter() - started
@@ -169,15 +200,16 @@ def measure(
     return tally
 
 
-def _count(tally: Tally, kind: str, sample: Sample, answer: Answer) -> None:
+def _count(tally: Tally, document: Document, answer: Answer) -> None:
+    sample = document.sample
     tally.statuses[answer.status] += 1
     tally.num_tokens += answer.num_tokens
     tally.num_prompt_tokens += answer.num_prompt_tokens
     if answer.reason:
-        tally.failures.append(f"{kind} {sample.id}: {answer.reason}")
+        tally.failures.append(f"{document.kind} {sample.id}: {answer.reason}")
     found: Mapping[str, Any] = answer.record or {}
-    properties = json.loads(schema_text(kind))["properties"]
-    is_exact = answer.record is not None
+    properties = json.loads(document.schema)["properties"]
+    is_exact = answer.status != "failed" and set(found) <= set(properties)
     for name, schema in properties.items():
         if name not in sample.record and name not in found:
             continue
@@ -192,8 +224,10 @@ def type_of(schema: Mapping[str, Any]) -> str:
     """Name the type of a field."""
     if "enum" in schema:
         return "choice"
-    if schema["type"] != "string":
-        return str(schema["type"])
+    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    kind = next(kind for kind in kinds if kind != "null")
+    if kind != "string":
+        return str(kind)
     if schema.get("format") == "date":
         return "date"
     return "pattern" if "pattern" in schema or "format" in schema else "free text"
@@ -211,8 +245,10 @@ def cpu_seconds(pids: Mapping[str, int]) -> dict[str, float]:
 def show(name: str, tally: Tally) -> None:
     """Print what came of a way."""
     print(f"\n{name}: {tally.num_documents} documents in {tally.seconds:.0f} s")
-    for failure in tally.failures:
+    for failure in tally.failures[:_MAX_SHOWN]:
         print(f"  failed: {failure}")
+    if len(tally.failures) > _MAX_SHOWN:
+        print(f"  and {len(tally.failures) - _MAX_SHOWN} more")
     statuses = ", ".join(f"{count} {status}" for status, count in sorted(tally.statuses.items()))
     print(f"  valid: {tally.num_valid / tally.num_documents:.1%} ({statuses})")
     right, fields = tally.num_right, tally.num_fields
@@ -236,11 +272,15 @@ def main() -> int:
     parser.add_argument("--model", default=str(MODEL_PATH), help="what `espalier up` is to run")
     parser.add_argument("--gateway-address", help="a gateway that runs already")
     parser.add_argument("--documents", type=int, default=500)
-    parser.add_argument("--ways", default="guided", help="of guided, beam and naive, with commas between")
+    parser.add_argument("--documents-from", type=Path, help="a file of JSON lines to take them from")
+    parser.add_argument("--ways", default="guided", help="of guided, beam, unguided and naive, with commas between")
     parser.add_argument("--concurrency", default="8", help="documents at a time; several with commas between")
     arguments = parser.parse_args()
-    chosen = documents(arguments.documents)
-    print(f"{len(chosen)} documents: {dict(Counter(kind for kind, _ in chosen))}")
+    if arguments.documents_from is None:
+        chosen = real_documents(arguments.documents)
+    else:
+        chosen = read_documents(arguments.documents_from, arguments.documents)
+    print(f"{len(chosen)} documents: {dict(Counter(document.kind for document in chosen))}")
     with ExitStack() as closing:
         address = arguments.gateway_address
         pids: dict[str, int] = {}
