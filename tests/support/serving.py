@@ -10,7 +10,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 # The first start compiles the mask kernels.
-_START_TIMEOUT_S = 120
+_START_TIMEOUT_S = 200
 
 
 def wait_until_serving(process: subprocess.Popen[bytes], address: str, log: Path) -> None:

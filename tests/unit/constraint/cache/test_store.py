@@ -180,8 +180,8 @@ async def test_a_server_that_hangs_costs_those_that_ask_then_one_time_out(tmp_pa
         await _until(lambda: store.can_read and store.can_write)
         server.stop_answering()
         started = time.monotonic()
-        await asyncio.gather(*(store.get(A) for _ in range(20)))
-        assert time.monotonic() - started < 1
+        await asyncio.gather(*(store.get(A) for _ in range(400)))
+        assert time.monotonic() - started < 10  # one after the other they would take 20 s
         assert not store.can_read
         server.go_on()
         await _until(lambda: store.can_read and store.can_write)

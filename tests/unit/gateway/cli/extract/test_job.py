@@ -63,12 +63,19 @@ async def run(service: Service, count: int, *, concurrency: int = 4, patience_s:
 
 async def test_results_come_in_order_with_so_many_at_work() -> None:
     class Uneven(Service):
+        """The first is answered when four were at work at once, and twenty others are done."""
+
         async def extract(self, document: Document) -> Result:
-            await asyncio.sleep(0.01 if document.id == "0" else 0)
-            return await super().extract(document)
+            result = await super().extract(document)
+            if document.id == "0":
+                self.at_work += 1
+                while self.most < 4 or len(self.calls) < 25:
+                    await asyncio.sleep(0)
+                self.at_work -= 1
+            return result
 
     service = Uneven()
-    written = await run(service, 100)
+    written = await asyncio.wait_for(run(service, 100), 60)
     assert [result.document_id for result in written] == [str(number) for number in range(100)]
     assert service.most == 4
 
