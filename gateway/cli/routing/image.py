@@ -52,7 +52,7 @@ class _Drawing:
     def __init__(self, picture: Picture, draw: ImageDraw.ImageDraw) -> None:
         self._picture = picture
         self._draw = draw
-        self._font = ImageFont.load_default(10)
+        self._font = ImageFont.load_default(11)
         self._colours = colours(picture.num_experts)
         self._grid_x = _GAP + _LABEL_WIDTH
         self._bars_x = self._grid_x + len(picture.layers) * _CELL + _GAP
@@ -73,8 +73,9 @@ class _Drawing:
         for row, token in enumerate(self._picture.tokens):
             y = _HEAD_HEIGHT + row * _CELL
             edge = _INK if token.is_generated else _LINE
-            self._draw.rectangle((_GAP - 6, y, _GAP - 3, y + _CELL - 1), edge)
-            self._text((_GAP, y + 1), _label(token), _INK_OF[token.mark] if token.is_generated else _QUIET)
+            self._draw.rectangle((self._grid_x - 4, y, self._grid_x - 2, y + _CELL - 1), edge)
+            ink = _INK_OF[token.mark] if token.is_generated else _QUIET
+            self._text((self._grid_x - 8, y), _label(token), ink, anchor="ra")
             for column, chosen in enumerate(self._picture.experts[row].tolist()):
                 self._cell(self._grid_x + column * _CELL, y, chosen)
 
@@ -105,8 +106,8 @@ class _Drawing:
                 f"balance {layer.balance:.2f}",
             )
 
-    def _text(self, at: tuple[float, float], text: str, ink: str = _INK) -> None:
-        self._draw.text(at, text, fill=ink, font=self._font)
+    def _text(self, at: tuple[float, float], text: str, ink: str = _INK, *, anchor: str = "la") -> None:
+        self._draw.text(at, text, fill=ink, font=self._font, anchor=anchor)
 
 
 def _label(token: PictureToken) -> str:
