@@ -6,6 +6,7 @@ import colorsys
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, Literal
 
 import numpy as np
@@ -38,7 +39,7 @@ class PictureToken:
         return "forced" if self.num_allowed == 1 else "few"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PictureLayer:
     """A column, and what its router did over all of the tokens; fields as in the contract's `LayerRouting`."""
 
@@ -47,7 +48,7 @@ class PictureLayer:
     mean_entropy: float
     balance: float
 
-    @property
+    @cached_property
     def shares(self) -> tuple[float, ...]:
         """Part of the assignments that each expert has."""
         total = max(sum(self.tokens_per_expert), 1)
@@ -99,7 +100,7 @@ class Picture:
         """Where the same few experts take everything; 1 is the least."""
         return self.num_experts / self.num_experts_per_tok
 
-    @property
+    @cached_property
     def max_share(self) -> float:
         """The most that one expert has in any layer: bars are drawn up to it."""
         return max(max(layer.shares) for layer in self.layers)
