@@ -229,6 +229,7 @@ def logprob_message(logprob: TokenLogprob) -> pb.TokenLogprob:
         logprob=logprob.logprob,
         masked_logprob=logprob.masked_logprob,
         removed_mass=logprob.removed_mass,
+        num_allowed=logprob.num_allowed,
         top=[
             pb.TopLogprob(
                 token=pb.Token(id=top.token_id, spelling=top.spelling),

@@ -1,20 +1,29 @@
-"""The command as a client of a running gateway or constraint service: plain values in, protobuf on the wire."""
+"""The command as a client of running services: plain values in, protobuf on the wire."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import grpc
-from espalier.v1 import constraint_pb2, constraint_pb2_grpc, gateway_pb2, gateway_pb2_grpc, types_pb2
+from espalier.v1 import (
+    constraint_pb2,
+    constraint_pb2_grpc,
+    gateway_pb2,
+    gateway_pb2_grpc,
+    model_worker_pb2,
+    model_worker_pb2_grpc,
+    types_pb2,
+)
 from google.protobuf.json_format import MessageToDict
 
 from gateway.cli.errors import BAD_USAGE, CommandError
 from services.rpckit.enums import with_words, word_of
 from services.rpckit.options import CHANNEL_OPTIONS
-from services.rpckit.rich_status import from_rpc_error
+from services.rpckit.rich_status import from_item_status, from_rpc_error
 from services.rpckit.settings import BadSettingsError
 from services.rpckit.status import DeadlineExceeded, NotReady
 from services.rpckit.tls import ClientTls, open_blocking_channel
@@ -100,10 +109,10 @@ class GatewayClient:
         with errors_of(self._address):
             return self._stub.Score(gateway_pb2.ScoreRequest(**fields), timeout=self._timeout_s)
 
-    def tokenize(self, prompt: str) -> gateway_pb2.TokenizeResponse:
-        """Cut raw text into tokens."""
+    def tokenize(self, **prompt: Any) -> gateway_pb2.TokenizeResponse:
+        """Cut a prompt into tokens; fields as in `TokenizeRequest`."""
         with errors_of(self._address):
-            return self._stub.Tokenize(gateway_pb2.TokenizeRequest(prompt=prompt), timeout=self._timeout_s)
+            return self._stub.Tokenize(gateway_pb2.TokenizeRequest(**prompt), timeout=self._timeout_s)
 
     def model_info(self) -> gateway_pb2.GetModelInfoResponse:
         """Ask what model answers."""
@@ -148,6 +157,53 @@ class ConstraintClient:
         with errors_of(self._address):
             answer = self._stub.ListGrammars(constraint_pb2.ListGrammarsRequest(), timeout=self._timeout_s)
         return [(grammar.name, grammar.description) for grammar in answer.grammars]
+
+
+class WorkerClient:
+    """Calls a model worker. Every method raises `ServiceError` for what it answers."""
+
+    def __init__(self, address: str, *, timeout_s: float) -> None:
+        """Connect when first called."""
+        self._address = address
+        self._channel = _channel(address)
+        self._stub = model_worker_pb2_grpc.ModelWorkerServiceStub(self._channel)
+        self._timeout_s = timeout_s
+
+    def __enter__(self) -> WorkerClient:
+        """Use until left."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Hang up."""
+        self._channel.close()
+
+    def model(self) -> model_worker_pb2.GetModelResponse:
+        """Ask what model runs there."""
+        with errors_of(self._address):
+            return self._stub.GetModel(model_worker_pb2.GetModelRequest(), timeout=self._timeout_s)
+
+    def route(self, token_ids: Sequence[int]) -> model_worker_pb2.StepResult:
+        """Run tokens through the model, all of them in one step, and tell which experts they went to."""
+        name = f"routing-{secrets.token_hex(8)}"
+        step = model_worker_pb2.SequenceStep(
+            sequence_id=name,
+            token_ids=token_ids,
+            logits=model_worker_pb2.LOGITS_SELECTION_NONE,
+            wants_experts=True,
+            wants_routing=True,
+            ignores_cache=True,
+        )
+        with errors_of(self._address):
+            request = model_worker_pb2.StepLogitsRequest(steps=[step])
+            try:
+                (result,) = self._stub.StepLogits(request, timeout=self._timeout_s).results
+            finally:
+                self._stub.ReleaseSequences(
+                    model_worker_pb2.ReleaseSequencesRequest(sequence_ids=[name]), timeout=self._timeout_s
+                )
+        if result.HasField("error"):
+            raise from_item_status(result.error)
+        return result
 
 
 def as_json(message: Any) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from gateway.cli.options import (
     WhitespacePattern,
     WorkerAddress,
 )
+from gateway.cli.routing.command import routing
 from services.rpckit.status import ServiceError
 
 app = typer.Typer(
@@ -231,6 +232,9 @@ def tokenize(
     from gateway.cli import tokens as command  # noqa: PLC0415
 
     command.tokenize(text, address=gateway_address, timeout_s=timeout, prints_json=as_json)
+
+
+app.command()(routing)
 
 
 @app.command()

@@ -19,8 +19,8 @@ def score(text: str, *, prompt: str, num_top: int, address: str, timeout_s: floa
         print_json(response)
         return
     for token in response.tokens:
-        others = "  ".join(f"{_shown(top.token)} {top.logprob:.3f}" for top in token.top)
-        print(f"{token.logprob:9.3f}  {_shown(token.token)}" + (f"    of {others}" if others else ""))
+        others = "  ".join(f"{shown(top.token)} {top.logprob:.3f}" for top in token.top)
+        print(f"{token.logprob:9.3f}  {shown(token.token)}" + (f"    of {others}" if others else ""))
     print(f"{response.logprob:9.3f}  in all, {len(response.tokens)} tokens behind {response.num_prompt_tokens}")
 
 
@@ -31,14 +31,15 @@ def tokenize(text: str, *, address: str, timeout_s: float, prints_json: bool) ->
         ServiceError: as the gateway answers.
     """
     with GatewayClient(address, timeout_s=timeout_s) as client:
-        response = client.tokenize(text)
+        response = client.tokenize(prompt=text)
     if prints_json:
         print_json(response)
         return
     for token in response.tokens:
-        print(f"{token.id:8}  {_shown(token)}")
+        print(f"{token.id:8}  {shown(token)}")
     print(f"{len(response.tokens)} of {response.context_length} tokens")
 
 
-def _shown(token: Any) -> str:
+def shown(token: Any) -> str:
+    """Spell a token in quotes, what cannot be seen in it escaped."""
     return repr(token.spelling.decode(errors="backslashreplace"))

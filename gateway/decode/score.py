@@ -14,7 +14,7 @@ from gateway.decode.interfaces import Logits
 from gateway.decode.logits import log_sum_exp, ranked_best
 from gateway.decode.sequence import ModelSequence
 from services.vocabulary import Vocabulary, has_token, unpack_bitmask
-from services.vocabulary.bitmask import Bitmask
+from services.vocabulary.bitmask import Bitmask, count_tokens
 
 _LEAST_LOGPROB: Final = -1e9
 
@@ -38,6 +38,7 @@ class TokenLogprob:
     logprob: float
     masked_logprob: float | None
     removed_mass: float | None
+    num_allowed: int | None
     top: tuple[TopLogprob, ...]
 
 
@@ -104,15 +105,18 @@ def _tokens(
 
 def _token(row: Logits, token_id: int, vocabulary: Vocabulary, mask: Bitmask | None, num_top: int) -> TokenLogprob:
     total = log_sum_exp(row)
-    masked_logprob = removed_mass = None
+    masked_logprob = removed_mass = num_allowed = None
     if mask is not None:
         allowed = log_sum_exp(row[unpack_bitmask(mask, len(row))])
         masked_logprob = min(0.0, max(_LEAST_LOGPROB, float(row[token_id] - allowed)))
         removed_mass = max(0.0, float(-np.expm1(allowed - total)))
+        num_allowed = count_tokens(mask)
     top = tuple(
         TopLogprob(other, vocabulary.spelling(other), float(row[other] - total), mask is None or has_token(mask, other))
         for other in ranked_best(row, num_top)
     )
     # A model may rule a token out; what goes over the wire is a number.
     logprob = max(_LEAST_LOGPROB, float(row[token_id] - total))
-    return TokenLogprob(token_id, vocabulary.spelling(token_id), logprob, masked_logprob, removed_mass, top)
+    return TokenLogprob(
+        token_id, vocabulary.spelling(token_id), logprob, masked_logprob, removed_mass, num_allowed, top
+    )

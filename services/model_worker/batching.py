@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Literal
 
+from services.model_worker.routing import Routing
 from services.model_worker.sequence import Experts, Logits, Step, Transaction
 
 SHORT_TOKENS = 16
@@ -30,6 +31,8 @@ class StepOutcome:
     """Tokens of the step that were in the cache already."""
     experts: Experts | None = None
     """`(T, L, A)` of the tokens that were not, where the step asks for it."""
+    routing: Routing | None = None
+    """Sums over them, where the step asks for it."""
     kind: StepKind = "decode"
     started_s: float = 0.0
     """When its first forward pass began, by the engine's clock; it was answered at `ended_s`."""
@@ -56,6 +59,7 @@ class PendingStep:
     forward_s: float = 0.0
     rows: list[Logits] = field(default_factory=list)
     experts: list[Experts] = field(default_factory=list)
+    routing: Routing | None = None
 
     @property
     def names(self) -> set[str]:

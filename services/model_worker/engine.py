@@ -264,6 +264,8 @@ class Engine:
                 pending.rows.append(output.logits)
             if output.experts is not None:
                 pending.experts.append(output.experts)
+            if output.routing is not None:
+                pending.routing = output.routing if pending.routing is None else pending.routing + output.routing
             if pending.num_left == 0:
                 self._finish(pending)
 
@@ -299,6 +301,7 @@ class Engine:
                 forward_s=pending.forward_s,
                 num_cached_tokens=pending.num_cached_tokens,
                 experts=np.concatenate(pending.experts) if pending.experts else None,
+                routing=pending.routing,
                 kind=pending.kind,
                 started_s=started,
                 ended_s=ended,
@@ -338,6 +341,7 @@ def _runner_input(chunk: Chunk) -> RunnerInput:
         block_ids=pending.transaction.block_ids,
         num_logit_rows=num_logit_rows,
         wants_experts=step.wants_experts,
+        wants_routing=step.wants_routing,
     )
 
 

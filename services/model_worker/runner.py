@@ -12,7 +12,7 @@ from services.model_worker.kv_cache import KvCache
 from services.model_worker.model.attention import Attention, SequenceSlice, plan_attention, plan_order
 from services.model_worker.model.moe import RoutingLog
 from services.model_worker.model.transformer import Transformer
-from services.model_worker.routing import RoutingMonitor
+from services.model_worker.routing import Routing, RoutingMonitor
 from services.model_worker.sequence import Experts, Logits
 
 
@@ -26,6 +26,7 @@ class RunnerInput:
     num_logit_rows: int
     """How many rows of logits are wanted, counted from the last token backwards."""
     wants_experts: bool = False
+    wants_routing: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class RunnerOutput:
     """`(num_logit_rows, vocab_size)`."""
     experts: Experts | None = None
     """`(T, L, A)`, where asked for: which experts each token went to, in each layer with a router, best first."""
+    routing: Routing | None = None
+    """Where asked for: what the routers did over these tokens."""
 
 
 class ModelRunner:
@@ -67,7 +70,8 @@ class ModelRunner:
             end += len(item.token_ids)
             logit_rows.extend(range(end - item.num_logit_rows, end))
         wants_experts = any(item.wants_experts for item in inputs) and bool(self._model.routed_layers)
-        log = RoutingLog() if self._routing is not None or wants_experts else None
+        wants_routing = any(item.wants_routing for item in inputs) and bool(self._model.routed_layers)
+        log = RoutingLog() if self._routing is not None or wants_experts or wants_routing else None
         device = self._model.device
         rows = self._model(
             torch.tensor(token_ids, device=device),
@@ -87,7 +91,8 @@ class ModelRunner:
         for i, item in zip(order, ordered, strict=True):
             tokens = slice(token, token + len(item.token_ids))
             of_item = experts[tokens] if item.wants_experts and experts is not None else None
-            results[i] = RunnerOutput(logits[row : row + item.num_logit_rows], of_item)
+            sums = Routing.of(log.part(tokens)) if item.wants_routing and wants_routing and log is not None else None
+            results[i] = RunnerOutput(logits[row : row + item.num_logit_rows], of_item, sums)
             row, token = row + item.num_logit_rows, tokens.stop
         return results
 

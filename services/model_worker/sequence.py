@@ -40,6 +40,15 @@ class Step:
     logits: LogitsSelection = "last"
     wants_experts: bool = False
     """Whether to tell which experts the tokens went to."""
+    wants_routing: bool = False
+    """Whether to tell what the routers did over all of them."""
+    ignores_cache: bool = False
+    """Whether to compute tokens that are in the cache, too."""
+
+    @property
+    def num_without_logits(self) -> int:
+        """Tokens, from the first, whose logits nobody asks for."""
+        return {"none": len(self.token_ids), "last": len(self.token_ids) - 1, "all": 0}[self.logits]
 
 
 @dataclass(frozen=True)
@@ -92,8 +101,8 @@ class Transaction:
         """Of all blocks that will be full."""
         begun = source.token_ids[num_full * BLOCK_TOKENS : step.position]
         self.keys += block_keys(self.keys[-1] if num_full else ROOT_KEY, [*begun, *step.token_ids])
-        num_without_logits = {"none": len(step.token_ids), "last": len(step.token_ids) - 1, "all": 0}[step.logits]
-        self._num_reusable = (step.position + num_without_logits) // BLOCK_TOKENS
+        num_replaceable = 0 if step.ignores_cache else step.num_without_logits
+        self._num_reusable = (step.position + num_replaceable) // BLOCK_TOKENS
         """Blocks in whose place an equal one will do, as nobody asks for logits of their tokens."""
         self._num_published = num_full
         self.parent_token_ids = source.token_ids[: step.position] if step.fork_of is not None else []
@@ -196,8 +205,8 @@ class SequenceTable:
             return None
         sequence.last_used_s = self._clock()
         no_rows = np.empty((0, self._vocab_size), dtype=np.float32)
-        if step.wants_experts:
-            return None  # they are not kept
+        if step.wants_experts or step.wants_routing:
+            return None  # neither is kept
         if step.logits == "none" or not step.token_ids:
             return sequence.num_tokens, no_rows
         if sequence.latest.last_logits is None or (step.logits == "all" and len(step.token_ids) > 1):

@@ -10,6 +10,7 @@ import grpc.aio
 from espalier.v1 import model_worker_pb2, model_worker_pb2_grpc
 
 from services.model_worker.batching import StepOutcome
+from services.model_worker.routing import Routing
 from services.model_worker.sequence import LogitsSelection, Step
 from services.model_worker.service import WorkerService
 from services.model_worker.step_spans import record_steps
@@ -78,26 +79,8 @@ class ModelWorkerServicer(model_worker_pb2_grpc.ModelWorkerServiceServicer):
         """Say where tokens were routed."""
         routing = self._service.routing
         total = routing.total
-        layers = zip(
-            routing.layers,
-            total.tokens_per_expert,
-            total.mean_probabilities,
-            total.mean_entropy,
-            total.balance,
-            strict=True,
-        )
         return model_worker_pb2.GetRoutingResponse(
-            num_tokens=total.num_tokens,
-            layers=[
-                model_worker_pb2.LayerRouting(
-                    layer=layer,
-                    tokens_per_expert=counts,
-                    mean_probabilities=means,
-                    mean_entropy=entropy,
-                    balance=balance,
-                )
-                for layer, counts, means, entropy, balance in layers
-            ],
+            num_tokens=total.num_tokens, layers=_layer_messages(routing.layers, total)
         )
 
     async def GetTokenizer(
@@ -115,7 +98,9 @@ class ModelWorkerServicer(model_worker_pb2_grpc.ModelWorkerServiceServicer):
         if not request.steps:
             raise InvalidRequest("a batch needs at least one step", field="steps")
         answers = await self._submit(request.steps, object())
-        return model_worker_pb2.StepLogitsResponse(results=_results(request.steps, answers))
+        return model_worker_pb2.StepLogitsResponse(
+            results=_results(request.steps, answers, self._service.routing.layers)
+        )
 
     async def StreamStepLogits(
         self,
@@ -132,7 +117,7 @@ class ModelWorkerServicer(model_worker_pb2_grpc.ModelWorkerServiceServicer):
             request: model_worker_pb2.StreamStepLogitsRequest, submitted: asyncio.Future[list[_Answer]]
         ) -> None:
             try:
-                results = _results(request.steps, await submitted)
+                results = _results(request.steps, await submitted, self._service.routing.layers)
             except Exception as error:  # a bug: ends the stream rather than leave the caller waiting
                 answers.put_nowait(error)
                 return
@@ -210,6 +195,8 @@ def _step(message: model_worker_pb2.SequenceStep) -> Step | ServiceError:
         fork_of=message.fork_of if message.HasField("fork_of") else None,
         logits=_SELECTION[message.logits],
         wants_experts=message.wants_experts,
+        wants_routing=message.wants_routing,
+        ignores_cache=message.ignores_cache,
     )
 
 
@@ -224,14 +211,16 @@ def _failed(error: ServiceError) -> asyncio.Future[StepOutcome]:
 
 
 def _results(
-    messages: Sequence[model_worker_pb2.SequenceStep], answers: Sequence[_Answer]
+    messages: Sequence[model_worker_pb2.SequenceStep], answers: Sequence[_Answer], routed_layers: Sequence[int]
 ) -> list[model_worker_pb2.StepResult]:
     if (span := current_span()) is not None:
         record_steps(span, messages, answers)
-    return [_result(message.sequence_id, answer) for message, answer in zip(messages, answers, strict=True)]
+    return [
+        _result(message.sequence_id, answer, routed_layers) for message, answer in zip(messages, answers, strict=True)
+    ]
 
 
-def _result(sequence_id: str, answer: _Answer) -> model_worker_pb2.StepResult:
+def _result(sequence_id: str, answer: _Answer, routed_layers: Sequence[int]) -> model_worker_pb2.StepResult:
     if isinstance(answer, ServiceError):
         return model_worker_pb2.StepResult(sequence_id=sequence_id, error=to_item_status(answer))
     if isinstance(answer, BaseException):
@@ -245,4 +234,25 @@ def _result(sequence_id: str, answer: _Answer) -> model_worker_pb2.StepResult:
         forward_us=round(answer.forward_s * 1e6),
         num_cached_tokens=answer.num_cached_tokens,
         expert_ids=b"" if answer.experts is None else answer.experts.astype("<u2", copy=False).tobytes(),
+        routing=[] if answer.routing is None else _layer_messages(routed_layers, answer.routing),
     )
+
+
+def _layer_messages(layers: Sequence[int], routing: Routing) -> list[model_worker_pb2.LayerRouting]:
+    return [
+        model_worker_pb2.LayerRouting(
+            layer=layer,
+            tokens_per_expert=counts,
+            mean_probabilities=means,
+            mean_entropy=entropy,
+            balance=balance,
+        )
+        for layer, counts, means, entropy, balance in zip(
+            layers,
+            routing.tokens_per_expert,
+            routing.mean_probabilities,
+            routing.mean_entropy,
+            routing.balance,
+            strict=True,
+        )
+    ]

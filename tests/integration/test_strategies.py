@@ -108,10 +108,13 @@ async def test_log_probabilities_add_up(stub: Any) -> None:
         # A mask takes mass away and leaves the rest its proportions.
         assert token.masked_logprob == pytest.approx(token.logprob - math.log1p(-token.removed_mass), abs=1e-3)
         assert token.masked_logprob <= 0 <= token.removed_mass <= 1
+        assert 1 <= token.num_allowed <= 282
         assert not expected.HasField("masked_logprob")
+        assert not expected.HasField("num_allowed")
         assert all(math.isfinite(top.logprob) for top in token.top)
     num_certain = sum(token.masked_logprob == 0 for token in tokens)
-    assert num_certain >= reply.result.usage.num_forced_tokens > 0
+    num_without_choice = sum(token.num_allowed == 1 for token in tokens)
+    assert num_certain >= num_without_choice >= reply.result.usage.num_forced_tokens > 0
     assert reply.result.logprob == pytest.approx(sum(token.logprob for token in tokens), abs=1e-3)
 
 

@@ -183,6 +183,28 @@ def test_a_deadline(at: list[str]) -> None:
     assert "DEADLINE" in done.stderr
 
 
+def test_routing(up: Up, at: list[str], tmp_path: Path) -> None:
+    schema, page = tmp_path / "schema.json", tmp_path / "routing.html"
+    schema.write_text(json.dumps(SCHEMA, ensure_ascii=False), encoding="utf-8")
+    common = ["routing", "--worker-address", up.addresses["worker"], *at]
+    argv = [*common, "--text", "<b>한국</b> " * 20, "--schema", str(schema), "--seed", "4", "--temperature", "1"]
+    # The second finds the prompt in the worker's cache, and draws it all the same.
+    pages = []
+    for _ in range(2):
+        done = espalier(*argv, "--out", str(page))
+        assert done.returncode == 0, done.stderr
+        pages.append(page.read_text(encoding="utf-8"))
+    assert pages[0] == pages[1]
+    assert pages[0].count('<tr class="prompt">') > 100
+    assert '<tr class="generated first-generated' in pages[0]
+    assert '<tr class="generated forced">' in pages[0]
+    assert "2 layers, 4 experts" in done.stdout
+
+    image = tmp_path / "routing.png"
+    assert espalier(*common, "--chat", "Hello.", "--max-tokens", "0", "--out", str(image)).returncode == 0
+    assert image.read_bytes().startswith(b"\x89PNG")
+
+
 def test_check(up: Up, at: list[str], tmp_path: Path) -> None:
     schema, text = tmp_path / "schema.json", tmp_path / "text.json"
     schema.write_text(json.dumps(SCHEMA | {"title": "음식"}), encoding="utf-8")

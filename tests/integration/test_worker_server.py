@@ -94,6 +94,25 @@ async def test_routing_is_told_layer_by_layer(worker: Worker) -> None:
     await worker.stub.ReleaseSequences(pb.ReleaseSequencesRequest(sequence_ids=["a"]))
 
 
+async def test_a_step_tells_what_the_routers_did_over_its_tokens(worker: Worker) -> None:
+    before = pb.SequenceStep(sequence_id="a", token_ids=TOKENS[:40])
+    cached = pb.SequenceStep(sequence_id="b", token_ids=TOKENS[:40], wants_experts=True, wants_routing=True)
+    whole = pb.SequenceStep(sequence_id="c", token_ids=TOKENS[:40], wants_experts=True, wants_routing=True)
+    whole.ignores_cache = True
+    results = []
+    for step in (before, cached, whole):
+        results += (await worker.stub.StepLogits(pb.StepLogitsRequest(steps=[step]))).results
+    for result, num_tokens in zip(results, (0, 8, 40), strict=True):
+        experts = np.frombuffer(result.expert_ids, "<u2").reshape(num_tokens, 2, 2)
+        assert [layer.layer for layer in result.routing] == ([0, 1] if num_tokens else [])
+        for number, layer in enumerate(result.routing):
+            assert layer.tokens_per_expert == np.bincount(experts[:, number].flatten(), minlength=4).tolist()
+            assert 0 < layer.mean_entropy < np.log(4)
+    assert [result.num_cached_tokens for result in results] == [0, 32, 0]
+    await worker.stub.ReleaseSequences(pb.ReleaseSequencesRequest(sequence_ids=["a", "b", "c"]))
+    assert await worker.num_open_sequences() == 0
+
+
 async def test_a_step_answers_with_logits_and_times(worker: Worker) -> None:
     response = await worker.stub.StepLogits(
         pb.StepLogitsRequest(

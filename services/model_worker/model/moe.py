@@ -63,6 +63,10 @@ class RoutingLog:
     expert_ids: list[Tensor] = field(default_factory=list)
     """`(N, A)` each."""
 
+    def part(self, tokens: slice) -> RoutingLog:
+        """Return what was chosen for some of the tokens."""
+        return RoutingLog([rows[tokens] for rows in self.probabilities], [rows[tokens] for rows in self.expert_ids])
+
 
 def route(probs: Tensor, num_experts_per_tok: int, norm_topk_prob: bool) -> tuple[Tensor, Tensor]:
     """Choose experts. `probs`: `(N, E)` float32. Returns weights `(N, A)` float32 and expert ids `(N, A)`."""

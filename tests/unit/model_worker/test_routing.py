@@ -10,6 +10,7 @@ import torch
 from structlog.testing import capture_logs
 
 from services.model_worker import metrics
+from services.model_worker.batching import StepOutcome
 from services.model_worker.model.moe import MoeFeedForward, RoutingLog
 from services.model_worker.routing import Routing, RoutingMonitor
 from services.model_worker.sequence import Step
@@ -154,3 +155,37 @@ def test_the_experts_of_each_token_are_told_where_asked_for() -> None:
     assert again.num_cached_tokens == 32
     np.testing.assert_array_equal(again.experts, expected[32:])
     assert pieces.one("c", 45, tokens[:1]).experts is None
+
+
+def test_what_the_routers_did_over_a_step_is_told_where_asked_for() -> None:
+    model = toy_model(3)
+    tokens = random_tokens(45)
+    engine = DrivenEngine(model, max_batch_tokens=16)
+    asked, other = engine.run(
+        Step(sequence_id="a", position=0, token_ids=tokens, wants_experts=True, wants_routing=True),
+        Step(sequence_id="b", position=0, token_ids=random_tokens(30, seed=4)),
+    )
+    assert isinstance(asked, StepOutcome)
+    assert isinstance(other, StepOutcome)
+    assert other.routing is None
+    assert asked.routing is not None
+    assert asked.experts is not None
+    assert asked.routing.num_tokens == 45
+    for number, counts in enumerate(asked.routing.tokens_per_expert):
+        np.testing.assert_array_equal(counts, np.bincount(asked.experts[:, number].flatten(), minlength=4))
+    alone = DrivenEngine(model).one("a", 0, tokens, wants_routing=True).routing
+    assert alone is not None
+    np.testing.assert_allclose(asked.routing.mean_entropy, alone.mean_entropy, rtol=1e-4)
+    np.testing.assert_allclose(asked.routing.balance, alone.balance, rtol=1e-4)
+
+
+def test_a_step_that_ignores_the_cache_runs_all_of_its_tokens() -> None:
+    engine = DrivenEngine(toy_model(3))
+    tokens = random_tokens(45)
+    first = engine.one("a", 0, tokens, wants_experts=True)
+    again = engine.one("b", 0, tokens, logits="none", wants_experts=True, ignores_cache=True)
+    assert (again.num_cached_tokens, len(again.logits)) == (0, 0)
+    np.testing.assert_array_equal(again.experts, first.experts)
+    assert engine.one("c", 0, tokens).num_cached_tokens == 32  # what is there is there still
+    assert engine.release("a", "b", "c") == 3
+    assert engine.num_used_blocks == 0

@@ -27,7 +27,7 @@ def _espalier(*argv: str, stdin: str = "", cwd: Path = ROOT) -> subprocess.Compl
 
 def test_help_lists_the_commands() -> None:
     out = _espalier("--help").stdout
-    assert all(name in out for name in ("up", "generate", "check", "grammars", "demo", "model"))
+    assert all(name in out for name in ("up", "generate", "routing", "check", "grammars", "demo", "model"))
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,10 @@ def test_help_lists_the_commands() -> None:
         (["check", "--gateway-address", "127.0.0.1:9"], 2, "give one of"),
         (["check", "--regex", "a", "--gateway-address", "127.0.0.1:9"], 4, "UNAVAILABLE"),
         (["grammars", "--constraint-address", "127.0.0.1:9"], 4, "UNAVAILABLE"),
+        (["routing", "--out", "a.html"], 2, "exactly one of --text and --chat"),
+        (["routing", "--out", "a.gif", "--text", "a"], 2, "ends in .html or .png, not 'a.gif'"),
+        (["routing", "--out", "a.html", "--text", "a", "--regex", "b", "--max-tokens", "0"], 2, "no constraint"),
+        (["routing", "--out", "a.html", "--text", "a", "--worker-address", "127.0.0.1:9"], 4, "127.0.0.1:9"),
         (["up", "--log-format", "xml"], 2, "xml"),
     ],
 )
