@@ -6,7 +6,7 @@ BIN := .venv/bin
 RELEASED := protos/released.binpb
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-integration test-conformance test-e2e test-bounds install install-run proto released format lint typecheck buf check ci bench bench-mask bench-grammar bench-dead-ends bench-growth bench-load bench-tracing bench-worker dashboard-check load-check soak-gateway soak-worker bench-cache bench-extract bench-extract-kills bench-extract-million images deploy-check image-check prometheus-rule run model clean
+.PHONY: help demo test test-quick test-integration test-conformance test-e2e test-bounds install install-run proto released format lint typecheck buf check ci bench bench-mask bench-grammar bench-dead-ends bench-growth bench-load bench-tracing bench-worker dashboard-check load-check soak-gateway soak-worker bench-cache bench-extract bench-extract-kills bench-extract-million training-data train train-control collapse-demo images deploy-check image-check prometheus-rule run model clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ check: lint typecheck buf test-bounds test  ## All that CI runs: lint, types, co
 ci:  ## Run CI as its machine does
 	@.ci/run
 
+BASE := models/SmolLM2-135M-Instruct.Q4_1.gguf
+TRAIN = --base $(BASE) --data build/training --hidden build/hidden --width 96
+
 bench: install model  ## Measure time per token, guided against unguided
 	@$(BIN)/python -m tests.bench.guided
 
@@ -110,6 +113,20 @@ bench-extract-kills: install  ## Kill everything under an extraction job, 20 tim
 
 bench-extract-million: install  ## Run an extraction job over a million lines: how soon it begins, how much memory it takes
 	@$(BIN)/python -m tests.bench.extract_million $(ARGS)
+
+training-data: install model  ## Write documents to train extraction on and others to judge it by into build/training; flags in DATA_ARGS
+	@$(BIN)/python -m gateway.samples.training --model $(BASE) --out build/training --tokens 320000 $(DATA_ARGS)
+
+# OpenMP threads that spin beside a busy neighbour cost far more than they gain.
+train: training-data  ## Train the routed experts anew into build/experts; flags in ARGS, such as --resume
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m services.model_worker.training train $(TRAIN) --out build/experts $(ARGS)
+
+train-control: training-data  ## Train a dense block with as many active parameters in the same way into build/control
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m services.model_worker.training train $(TRAIN) --experts 1 --per-token 1 \
+		--width 192 --out build/control $(ARGS)
+
+collapse-demo: training-data  ## Train twice for a short time, with and without load balancing, and draw what becomes of the experts
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.bench.collapse $(ARGS)
 
 bench-tracing: install model  ## Measure what traces and removed mass cost a token; flags in ARGS (see tests/bench/tracing.py)
 	@$(BIN)/python -m tests.bench.tracing $(ARGS)
