@@ -19,6 +19,8 @@ Property = dict[str, Any]
 _FIRST_DAY: Final = date(2015, 1, 1)
 _NUM_DAYS: Final = 365 * 16
 _TIME_PATTERN: Final = "^([01][0-9]|2[0-3]):[0-5][0-9]$"
+# What `re.escape` escapes beside these, ECMA-262 refuses to see escaped.
+_SYNTAX: Final = re.compile(r"[.*+?^${}()|\[\]\\/]")
 _TIME_WORDS: Final = ("HH:MM", "as HH:MM", "24 hours, HH:MM", "Time of day, as HH:MM")
 
 
@@ -117,7 +119,13 @@ class Code(Kind):
         """The mask as a regular expression."""
         parts = re.findall(r"#+|@+|[^#@]", self.mask)
         classes = {"#": "[0-9]", "@": "[A-Z]"}
-        return "^" + "".join(_repeated(classes[p[0]], len(p)) if p[0] in classes else re.escape(p) for p in parts) + "$"
+        return (
+            "^"
+            + "".join(
+                _repeated(classes[p[0]], len(p)) if p[0] in classes else re.sub(_SYNTAX, r"\\\g<0>", p) for p in parts
+            )
+            + "$"
+        )
 
 
 @dataclass(frozen=True)

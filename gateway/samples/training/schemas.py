@@ -64,19 +64,17 @@ def ask(document: Document, source: Source) -> Asked:
     return Asked(_written(schema, source), {key: part.value for key, part in parts.items() if part.is_said})
 
 
-def _part(
-    name: str, key: str, document: Document, source: Source, *, says_more: bool, requires: bool
-) -> _Part:
+def _part(name: str, key: str, document: Document, source: Source, *, says_more: bool, requires: bool) -> _Part:
     field = document.fields[name]
     is_said = name in document.values
     value, schema = field.kind.ask(document.values.get(name), source)
     is_nullable = field.is_optional and source.chance(0.35)
     if is_nullable:
         schema = _or_null(schema)
-    if "description" not in schema and (len(key) == 1 or (says_more and source.chance(0.6))):
-        schema = {**schema, "description": _description(field, source)}
-    if "description" in schema and len(key) == 1 and schema["description"] != _description(field, source):
-        schema = {**schema, "description": f"{label_of(field).capitalize()}, {schema['description']}"}
+    # A letter says nothing, so its description has to.
+    if len(key) == 1 or ("description" not in schema and says_more and source.chance(0.6)):
+        described = [_description(field, source), schema.get("description")]
+        schema = {**schema, "description": ", ".join(one for one in described if one)}
     has_it = is_said or is_nullable
     is_required = is_nullable or not field.is_optional or (is_said and source.chance(0.3))
     return _Part(schema, value, has_it, is_required and requires)

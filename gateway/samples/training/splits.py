@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from random import Random
 from typing import Any, Final
 
@@ -31,6 +31,8 @@ _WEIGHTS: Final = {"en": 45, "de": 12, "fr": 10, "es": 10, "ko": 23}
 # Every so many examples one is real: 12 in 100.
 _REAL_EVERY: Final = 25
 _NUM_REAL: Final = 3
+# Documents tried for one example: some are too long.
+_MAX_TRIES: Final = 20
 _CHANGELOGS: Final = 0.75
 _ORIGINAL_SCHEMAS: Final = 0.2
 _HELD_OUT_INVENTED: Final = 2 / 3
@@ -115,7 +117,7 @@ class Splits:
             name = f"{split}/{index}"
             if index % _REAL_EVERY < _NUM_REAL:
                 kind = real.TRAINING_KINDS[0 if rng.random() < _CHANGELOGS else 1]
-                pair = self._asked_real(name, next(reals[kind], None), varies=split == "train")
+                pair = self._asked_real(name, reals[kind], varies=split == "train")
             else:
                 order = order or rng.sample(families, len(families))
                 pair = self._invented(name, order.pop(), varies=split == "train")
@@ -142,17 +144,19 @@ class Splits:
             self._texts.add(document.text)
         return pair
 
-    def _asked_real(self, name: str, document: Document | None, *, varies: bool) -> tuple[Example, int] | None:
-        if document is None:
-            return None
+    def _asked_real(self, name: str, documents: Iterator[Document], *, varies: bool) -> tuple[Example, int] | None:
+        """Take the next document that is short enough; none where there are none."""
         rng = Random(f"{self._seed}/{name}")
-        source = self._source(rng, document.language)
-        asked = (
-            Asked(schema_text(document.family), dict(document.values))
-            if source.chance(_ORIGINAL_SCHEMAS)
-            else ask(document, source)
-        )
-        return self._example(name, document, asked, self._instructions(rng, varies))
+        for document in islice(documents, _MAX_TRIES):
+            source = self._source(rng, document.language)
+            asked = (
+                Asked(schema_text(document.family), dict(document.values))
+                if source.chance(_ORIGINAL_SCHEMAS)
+                else ask(document, source)
+            )
+            if (pair := self._example(name, document, asked, self._instructions(rng, varies))) is not None:
+                return pair
+        return None
 
     def _held_out_real(self, num_examples: int) -> Iterator[tuple[Example, int]]:
         """Yield documents of the kinds held out, of each as many as it has or as there is room for."""

@@ -9,16 +9,21 @@ from typing import Final
 
 LANGUAGES: Final = ("en", "de", "fr", "es", "ko")
 
+
+def _cut(words: str) -> list[str]:
+    return words.split()
+
+
 _MONTHS: Final = {
-    "en": "January February March April May June July August September October November December".split(),
-    "de": "Januar Februar März April Mai Juni Juli August September Oktober November Dezember".split(),
-    "fr": "janvier février mars avril mai juin juillet août septembre octobre novembre décembre".split(),
-    "es": "enero febrero marzo abril mayo junio julio agosto septiembre octubre noviembre diciembre".split(),
+    "en": _cut("January February March April May June July August September October November December"),
+    "de": _cut("Januar Februar März April Mai Juni Juli August September Oktober November Dezember"),
+    "fr": _cut("janvier février mars avril mai juin juillet août septembre octobre novembre décembre"),
+    "es": _cut("enero febrero marzo abril mayo junio julio agosto septiembre octubre noviembre diciembre"),
 }
 _DAYS: Final = {
-    "en": "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split(),
-    "de": "Montag Dienstag Mittwoch Donnerstag Freitag Samstag Sonntag".split(),
-    "ko": "월 화 수 목 금 토 일".split(),
+    "en": _cut("Monday Tuesday Wednesday Thursday Friday Saturday Sunday"),
+    "de": _cut("Montag Dienstag Mittwoch Donnerstag Freitag Samstag Sonntag"),
+    "ko": _cut("월 화 수 목 금 토 일"),
 }
 _AND: Final = {"en": " and ", "de": " und ", "fr": " et ", "es": " y ", "ko": " 및 "}
 # What stands between thousands, and before decimals.
@@ -35,7 +40,13 @@ def _dates(day: date, language: str) -> list[str]:
     y, m, d = day.year, day.month, day.day
     if language == "ko":
         in_words = f"{y}년 {m}월 {d}일"
-        return [in_words, in_words, f"{in_words}({_DAYS['ko'][day.weekday()]})", f"{y}.{m:02}.{d:02}", f"{y}. {m}. {d}."]
+        return [
+            in_words,
+            in_words,
+            f"{in_words}({_DAYS['ko'][day.weekday()]})",
+            f"{y}.{m:02}.{d:02}",
+            f"{y}. {m}. {d}.",
+        ]
     month = _MONTHS[language][m - 1]
     slashes = [f"{d:02}/{m:02}/{y}"] if d > 12 else []
     if language == "de":
