@@ -20,7 +20,7 @@ from gateway.extraction.request import DEFAULT_INSTRUCTIONS
 from gateway.request import ChatPrompt
 from gateway.samples import schema_text
 from gateway.samples.training import real
-from gateway.samples.training.documents import Document, can_lay_out, invent, languages_of
+from gateway.samples.training.documents import Document, can_lay_out, invent, label_of, languages_of
 from gateway.samples.training.families import Family, Field, held_out_families, training_families, words
 from gateway.samples.training.kinds import Choice, Clock, Code, Day, Flag, ListOf, Number, Rows, Source, Text
 from gateway.samples.training.schemas import ask
@@ -271,3 +271,13 @@ def test_the_engine_takes_schemas_and_records(made: dict[str, list[Example]]) ->
         outcome = checker.run(case, num_passes=1)
         assert outcome.status == "ok", outcome
         assert [test.is_accepted for test in outcome.tests] == [True], example
+
+
+@pytest.mark.parametrize("family", ALL, ids=lambda family: family.name)
+def test_no_two_fields_of_a_family_are_called_alike(family: Family) -> None:
+    keys = [key for field in family.fields.values() for key in field.keys]
+    assert len(set(keys)) == len(keys)
+    for language in ("de", "fr", "es", "ko"):
+        labels = [words().labels.get(label_of(field), {}).get(language) for field in family.fields.values()]
+        known = [label for label in labels if label is not None]
+        assert len(set(known)) == len(known)
