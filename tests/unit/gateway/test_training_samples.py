@@ -98,7 +98,7 @@ def assert_order(schema: dict[str, Any], record: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("family", ALL, ids=lambda family: family.name)
 def test_what_a_document_says_is_in_its_text(family: Family) -> None:
-    for document, source in documents(family, 6):
+    for document, source in documents(family, 3):
         assert document.values
         for name, value in document.values.items():
             assert_said(value, document.fields[name], document)
