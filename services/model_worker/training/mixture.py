@@ -80,15 +80,17 @@ class TrainableMixture(nn.Module):
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Assignment | None]:
         """`(N, H)` to what is to be added, `(N, H)`, and what the router decided, if there is one."""
+        # Taken apart once: an index of each expert would make a gradient as large as all of them.
+        experts = list(zip(self.gate_up.unbind(), self.down.unbind(), strict=True))
         if not self.shape.has_router:
-            return self._expert(0, x), None
+            return _expert(x, *experts[0]), None
         decided = self._assign(x, generator)
         out = torch.zeros_like(x)
-        for expert in range(self.shape.num_experts):
+        for expert, (gate_up, down) in enumerate(experts):
             rows, choices = ((decided.expert_ids == expert) & decided.is_kept).nonzero(as_tuple=True)
             if len(rows):
                 weights = decided.weights[rows, choices].unsqueeze(-1).to(x.dtype)
-                out = out.index_add(0, rows, self._expert(expert, x.index_select(0, rows)) * weights)
+                out = out.index_add(0, rows, _expert(x.index_select(0, rows), gate_up, down) * weights)
         return out, decided
 
     def _assign(self, x: Tensor, generator: torch.Generator | None) -> Assignment:
@@ -106,9 +108,11 @@ class TrainableMixture(nn.Module):
             capacity=capacity,
         )
 
-    def _expert(self, expert: int, x: Tensor) -> Tensor:
-        gate, up = F.linear(x, self.gate_up[expert]).chunk(2, dim=-1)
-        return F.linear(F.silu(gate) * up, self.down[expert])
+
+def _expert(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """`x`: `(N, H)`; `gate_up`: `(2 I, H)`; `down`: `(H, I)`. Returns `(N, H)`."""
+    gate, up = F.linear(x, gate_up).chunk(2, dim=-1)
+    return F.linear(F.silu(gate) * up, down)
 
 
 def _normal(shape: tuple[int, ...], std: float, generator: torch.Generator | None) -> Tensor:
