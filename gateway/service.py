@@ -37,6 +37,7 @@ from gateway.request import (
     check_token_ids,
 )
 from gateway.settings import GatewaySettings
+from services.rpckit.client_tls import ClientTls
 from services.rpckit.status import (
     ContextExceeded,
     DeadlineExceeded,
@@ -45,7 +46,6 @@ from services.rpckit.status import (
     ServiceError,
     VocabularyMismatch,
 )
-from services.rpckit.tls import ClientTls
 from services.vocabulary import Vocabulary
 
 if TYPE_CHECKING:

@@ -21,12 +21,12 @@ from espalier.v1 import (
 from google.protobuf.json_format import MessageToDict
 
 from gateway.cli.errors import BAD_USAGE, CommandError
+from services.rpckit.bad_settings import BadSettingsError
+from services.rpckit.client_tls import ClientTls, open_blocking_channel
 from services.rpckit.enums import with_words, word_of
 from services.rpckit.options import CHANNEL_OPTIONS
 from services.rpckit.rich_status import from_item_status, from_rpc_error
-from services.rpckit.settings import BadSettingsError
 from services.rpckit.status import DeadlineExceeded, NotReady
-from services.rpckit.tls import ClientTls, open_blocking_channel
 
 ConstraintKind = Literal["json_schema", "lark", "regex", "grammar_name"]
 

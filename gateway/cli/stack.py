@@ -21,8 +21,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.cli.child import Child, ending
 from gateway.cli.logs import LogPrinter, plain
+from services.rpckit.client_tls import ClientTls, open_channel
 from services.rpckit.settings import check_address
-from services.rpckit.tls import ClientTls, open_channel
 
 # Seconds between restarts of a service that keeps dying; the first is at once, and an hour of health starts over.
 _RESTART_DELAYS_S: Final = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)

@@ -9,10 +9,10 @@ from typing import Any, Generic, Protocol, TypeVar
 import grpc
 import grpc.aio
 
+from services.rpckit.client_tls import ClientTls, open_channel
 from services.rpckit.options import CHANNEL_OPTIONS
 from services.rpckit.rich_status import from_rpc_error
 from services.rpckit.status import DeadlineExceeded, NotReady, ServiceError
-from services.rpckit.tls import ClientTls, open_channel
 
 Metadata = tuple[tuple[str, str], ...]
 

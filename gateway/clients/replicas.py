@@ -21,8 +21,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.clients.peer import Peer
 from services.rpckit.addresses import Lookup, look_up, resolve
+from services.rpckit.client_tls import ClientTls
 from services.rpckit.status import NotReady, ServiceError
-from services.rpckit.tls import ClientTls
 
 _HEALTH_TIMEOUT_S: Final = 2.0
 _PROBE_INTERVAL_S: Final = 0.25

@@ -12,11 +12,11 @@ from services.constraint.service import ConstraintService
 from services.constraint.servicer import FULL_SERVICE_NAME, ConstraintServicer
 from services.constraint.settings import ConstraintSettings
 from services.rpckit.addresses import resolve
+from services.rpckit.client_tls import ClientTls
 from services.rpckit.options import CHANNEL_OPTIONS
 from services.rpckit.server import serve
 from services.rpckit.settings import BAD_SETTINGS_EXIT_CODE
 from services.rpckit.status import NotReady
-from services.rpckit.tls import ClientTls
 from services.vocabulary import Vocabulary
 from services.vocabulary.client import fetch_from_any
 

@@ -28,9 +28,9 @@ from prometheus_client import Gauge
 
 from services.rpckit.interceptors import CallInterceptor
 from services.rpckit.options import SERVER_OPTIONS, server_options
+from services.rpckit.server_tls import ServerTls
 from services.rpckit.settings import ServiceSettings
 from services.rpckit.status import ServiceError
-from services.rpckit.tls import ServerTls
 from services.rpckit.tracing import start_tracing
 
 START_FAILED_EXIT_CODE = 1

@@ -25,6 +25,8 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from services.rpckit.bad_settings import BadSettingsError
+
 SHARED_NAMES = frozenset(
     {
         "worker_address",
@@ -82,10 +84,6 @@ def _check_readable(path: Path) -> Path:
 
 PemFile = Annotated[FilePath, AfterValidator(_check_readable)]
 """A file with certificates or a private key."""
-
-
-class BadSettingsError(Exception):
-    """Settings that cannot be used; the message names each, its value, what is allowed and where to set it."""
 
 
 class ServiceSettings(BaseSettings):

@@ -10,8 +10,8 @@ from typing import Final
 import grpc.aio
 from espalier.v1 import model_worker_pb2, model_worker_pb2_grpc
 
+from services.rpckit.client_tls import ClientTls, open_channel
 from services.rpckit.status import NotReady, VocabularyMismatch
-from services.rpckit.tls import ClientTls, open_channel
 from services.vocabulary import UnsupportedTokenizerError, Vocabulary
 
 _ASK_TIMEOUT_S: Final = 5.0

@@ -14,10 +14,10 @@ from espalier.v1 import gateway_pb2, gateway_pb2_grpc
 from gateway.cli.client import errors_of, make_constraint, make_generation, settings_of_environment
 from gateway.cli.extract.documents import Document
 from gateway.cli.extract.results import Result
+from services.rpckit.client_tls import ClientTls, open_channel
 from services.rpckit.enums import word_of
 from services.rpckit.options import CHANNEL_OPTIONS
 from services.rpckit.rich_status import from_item_status
-from services.rpckit.tls import ClientTls, open_channel
 
 # What a gateway needs beyond a document's own time to say that this has passed.
 _GRACE_S: Final = 30.0

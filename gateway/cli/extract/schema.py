@@ -8,9 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-from pydantic.errors import PydanticUserError
-
 from gateway.cli.errors import BAD_USAGE, CommandError
 from gateway.cli.generate import read_text
 
@@ -29,6 +26,9 @@ def read_schema(source: str) -> str:
 
 def _type(module: str, name: str) -> dict[str, Any]:
     """Return the schema of a type; modules of the working directory are found, too."""
+    from pydantic import TypeAdapter  # noqa: PLC0415  # takes long, and files do without it
+    from pydantic.errors import PydanticUserError  # noqa: PLC0415
+
     sys.path.insert(0, "")
     try:
         found: Any = importlib.import_module(module)

@@ -11,8 +11,8 @@ import pytest
 import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from services.rpckit.client_tls import ClientTls, open_blocking_channel, open_channel
 from services.rpckit.settings import BadSettingsError, PeerSettings
-from services.rpckit.tls import ClientTls, open_blocking_channel, open_channel
 from tests.unit.rpckit.test_server import _run
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
