@@ -9,7 +9,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from rich.console import Console
@@ -20,6 +20,7 @@ from services.model_worker.model.checkpoint import CheckpointError
 from services.model_worker.model.device import device_of
 from services.model_worker.model.export import ExportError
 from services.model_worker.model.gguf_file import GgufFile, gguf_config, load_gguf
+from services.model_worker.routing import Routing
 from services.model_worker.tokenizer import gguf_tokenizer
 from services.model_worker.training.compose import compose
 from services.model_worker.training.examples import ExamplesError, read_examples
@@ -55,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--out", type=Path, required=True, help="directory for experts, tables and what --resume needs")
     train.add_argument("--hidden", type=Path, help="directory for what the lower layers give; by default in --out")
     train.add_argument("--resume", action="store_true", help="go on where a run into the same directory was")
+    train.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the processor")
     train.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     train.add_argument("--first-layer", type=int, default=TrainingOptions.first_layer, help="experts from here on")
     train.add_argument("--experts", type=int, default=MixtureShape.num_experts, help="1: a dense block, no router")
@@ -103,7 +105,7 @@ def _options(parsed: argparse.Namespace) -> TrainingOptions:
 def _train(parsed: argparse.Namespace) -> None:
     started = time.monotonic()
     options, out = _options(parsed), parsed.out
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(parsed.threads)
     if (out / STATE).exists() and not parsed.resume:
         raise ResumeError(f"{out} has a run: go on with it by --resume, or name another directory")
     file = GgufFile(parsed.base)
@@ -126,9 +128,9 @@ def _train(parsed: argparse.Namespace) -> None:
             lambda num_tokens: progress.advance(task, num_tokens),
         )
     trainer = Trainer(network, examples, hidden, options)
+    before, _ = trainer.evaluate(validation)  # of the base: new experts change nothing
     if parsed.resume and (out / STATE).exists():
         trainer.load(out)
-    before, _ = trainer.evaluate(validation)
     console.print(f"validation loss before: {before:.4f}")
     first_step = trainer.num_done
     with Report(out, options.first_layer, first_step, parsed.collapse) as report, _progress(console) as progress:
@@ -144,23 +146,32 @@ def _train(parsed: argparse.Namespace) -> None:
     after, seen = trainer.evaluate(validation)
     result = {
         "options": asdict(options),
-        "validation_loss_before": round(before, 4),
-        "validation_loss": round(after, 4),
         "num_train_examples": len(examples),
         "num_train_tokens": sum(len(one.token_ids) for one in examples),
         "num_steps": trainer.num_steps,
         "seconds": round(time.monotonic() - started),
+        "validation_loss_before": round(before, 4),
+        "validation_loss": round(after, 4),
+        **({} if seen is None else _spread(seen.routing)),
     }
-    if seen is not None:
-        shares = seen.routing.tokens_per_expert / seen.routing.tokens_per_expert.sum(axis=1, keepdims=True)
-        num_experts = shares.shape[1]
-        result["validation_balance"] = [round(value, 4) for value in seen.routing.balance.tolist()]
-        result["validation_smallest_share"] = round(float(shares.min() * num_experts), 3)
-        result["validation_largest_share"] = round(float(shares.max() * num_experts), 3)
     about = {"base": parsed.base.name, "seed": str(options.seed)}
     Experts.of(options.first_layer, options.shape, network.layers).save(out / EXPERTS, torch.float16, about)
     (out / RESULT).write_text(json.dumps(result, indent=2) + "\n")
     console.print(f"validation loss after: {after:.4f}; the experts are in {out / EXPERTS}")
+
+
+def _spread(routing: Routing) -> dict[str, Any]:
+    """Say how far the experts are from an even load; shares in fair ones."""
+    shares = (
+        routing.tokens_per_expert
+        / routing.tokens_per_expert.sum(axis=1, keepdims=True)
+        * routing.tokens_per_expert.shape[1]
+    )
+    return {
+        "validation_balance": [round(value, 4) for value in routing.balance.tolist()],
+        "validation_smallest_share": round(float(shares.min()), 3),
+        "validation_largest_share": round(float(shares.max()), 3),
+    }
 
 
 def _progress(console: Console) -> Progress:
