@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -122,7 +123,7 @@ def _train(parsed: argparse.Namespace) -> None:
         task = progress.add_task("lower layers", total=sum(len(one.token_ids) for one in examples), said="")
         hidden = hidden_states(
             network,
-            parsed.base.name,
+            _digest(parsed.base),
             examples,
             parsed.hidden or out / "hidden",
             lambda num_tokens: progress.advance(task, num_tokens),
@@ -158,6 +159,11 @@ def _train(parsed: argparse.Namespace) -> None:
     Experts.of(options.first_layer, options.shape, network.layers).save(out / EXPERTS, torch.float16, about)
     (out / RESULT).write_text(json.dumps(result, indent=2) + "\n")
     console.print(f"validation loss after: {after:.4f}; the experts are in {out / EXPERTS}")
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _spread(routing: Routing) -> dict[str, Any]:

@@ -97,10 +97,7 @@ def _routed(config: ModelConfig, experts: Experts, layer: int) -> dict[str, Tens
     stacked |= {f"{inside}.down": (config.num_experts, config.hidden_size, -1)}
     state = {}
     for name in (f"{inside}.router.weight", *stacked):
-        try:
-            tensor = torch.cat([experts.tensors[source.name].float() for source in tensor_sources(config)[name]])
-        except KeyError as error:
-            raise CheckpointError(f"the experts lack the tensor {error}") from None
+        tensor = torch.cat([_tensor(experts, source.name) for source in tensor_sources(config)[name]])
         state[name] = tensor.view(stacked[name]) if name in stacked else tensor
     return state
 
@@ -119,10 +116,19 @@ def _wider(
     width = experts.shape.expert_width
     gate, up = state[f"{block}.gate_up.weight"].chunk(2)
     down = state[f"{block}.down.weight"]
-    lone = {
-        name: experts.tensors.get(f"model.layers.{layer}.mlp.experts.0.{name}.weight", torch.zeros(1)).float()
-        for name in ("gate_proj", "up_proj", "down_proj")
-    }
+    if layer < experts.first_layer:
+        lone = dict.fromkeys(("gate_proj", "up_proj", "down_proj"), torch.zeros(()))
+    else:
+        lone = {
+            name: _tensor(experts, f"model.layers.{layer}.mlp.experts.0.{name}.weight")
+            for name in ("gate_proj", "up_proj", "down_proj")
+        }
     rows, columns = (width, config.hidden_size), (config.hidden_size, width)
     gate_up = [gate, lone["gate_proj"].expand(rows), up, lone["up_proj"].expand(rows)]
     return torch.cat(gate_up), torch.cat([down, lone["down_proj"].expand(columns)], dim=1)
+
+
+def _tensor(experts: Experts, name: str) -> Tensor:
+    if name not in experts.tensors:
+        raise CheckpointError(f"the experts lack the tensor `{name}`")
+    return experts.tensors[name].float()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -31,20 +34,27 @@ class HiddenStates:
 
 
 def hidden_states(
-    network: Network, base_name: str, examples: Sequence[Example], directory: Path, advance: Callable[[int], None]
+    network: Network, base_digest: str, examples: Sequence[Example], directory: Path, advance: Callable[[int], None]
 ) -> HiddenStates:
     """Compute the states, or find those of another run over the same texts, model and layers.
 
     A run that was broken off goes on with the text it was at. `advance` is told the tokens that are done.
+
+    Raises:
+        OSError: the directory cannot be written, or has no room.
     """
     lengths = [len(example.token_ids) for example in examples]
     starts = [0, *np.cumsum(lengths).tolist()]
-    identity = json.dumps([base_name, network.first_layer, [example.token_ids for example in examples]])
+    identity = json.dumps([base_digest, network.first_layer, [example.token_ids for example in examples]])
     name = hashlib.sha256(identity.encode()).hexdigest()[:16]
     directory.mkdir(parents=True, exist_ok=True)
     file, done_file = directory / f"{name}.f32", directory / f"{name}.done"
     shape = (starts[-1], network.base.config.hidden_size)
     num_done = int(done_file.read_text()) if file.exists() and done_file.exists() else 0
+    num_bytes = shape[0] * shape[1] * np.dtype(_DTYPE).itemsize
+    if not num_done and shutil.disk_usage(directory).free < num_bytes:
+        # Writing to the map would end the process without a word.
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, {num_bytes / 1e6:.0f} MB are needed", str(directory))
     states = np.memmap(file, _DTYPE, "r+" if num_done else "w+", shape=shape)
     advance(starts[num_done])
     for index in range(num_done, len(examples)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -210,9 +211,12 @@ class Trainer:
         """Go on where `save` was.
 
         Raises:
-            ResumeError: that was a run with other options.
+            ResumeError: that was a run with other options, or the state is damaged.
         """
-        state: dict[str, Any] = torch.load(directory / STATE, weights_only=True)
+        try:
+            state: dict[str, Any] = torch.load(directory / STATE, weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ResumeError(f"{directory / STATE} is damaged: {error}") from None
         if state["options"] != json.dumps(asdict(self._options), sort_keys=True):
             raise ResumeError(f"{directory / STATE} is of a run with other options: {state['options']}")
         self.network.load_state_dict(state["network"])

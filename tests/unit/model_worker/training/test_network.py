@@ -87,11 +87,11 @@ def test_experts_are_the_same_from_a_file(tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
-    experts = experts_of(toy_network())
-    missing = experts.tensors | {}
-    del missing["model.layers.3.mlp.experts.1.up_proj.weight"]
-    with pytest.raises(CheckpointError, match=r"layers\.3\.mlp\.experts\.1\.up_proj"):
-        with_experts(dense_toy(), Experts(FIRST_LAYER, SHAPE, missing))
+    for shape in (SHAPE, LONE):
+        missing = dict(experts_of(toy_network(shape)).tensors)
+        del missing["model.layers.3.mlp.experts.0.up_proj.weight"]
+        with pytest.raises(CheckpointError, match=r"layers\.3\.mlp\.experts\.0\.up_proj"):
+            with_experts(dense_toy(), Experts(FIRST_LAYER, shape, missing))
     (tmp_path / "none.safetensors").write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match=r"none\.safetensors"):
         Experts.load(tmp_path / "none.safetensors")

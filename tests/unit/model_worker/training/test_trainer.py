@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from services.model_worker.training.examples import ExamplesError, batches, read
 from services.model_worker.training.hidden import HiddenStates, hidden_states
 from services.model_worker.training.mixture import GatingOptions, MixtureShape
 from services.model_worker.training.report import ROUTING, STEPS, Report
-from services.model_worker.training.trainer import LossWeights, ResumeError, Trainer, TrainingOptions
+from services.model_worker.training.trainer import STATE, LossWeights, ResumeError, Trainer, TrainingOptions
 from tests.support.trained_toy import FIRST_LAYER, SHAPE, toy_examples, toy_network
 
 OPTIONS = TrainingOptions(
@@ -86,6 +87,9 @@ def test_a_resumed_run_is_the_run(tmp_path: Path) -> None:
         assert rows[0] == rows[1]
     with pytest.raises(ResumeError, match="other options"):
         trainer_of(tmp_path, replace(OPTIONS, seed=1)).load(broken)
+    (broken / STATE).write_bytes((broken / STATE).read_bytes()[:1000])
+    with pytest.raises(ResumeError, match="damaged"):
+        trainer_of(tmp_path).load(broken)
 
 
 def test_accumulated_gradients_are_those_of_one_pass(tmp_path: Path) -> None:
@@ -124,6 +128,14 @@ def test_lower_layers_are_computed_once(tmp_path: Path) -> None:
     network.lower = None  # type: ignore[assignment,method-assign]
     again = hidden_states(network, "toy", EXAMPLES, tmp_path, lambda _: None)
     assert all(torch.equal(states.of(index), again.of(index)) for index in range(len(EXAMPLES)))
+
+
+def test_a_full_disk_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(OSError, match="MB are needed"):
+        hidden(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_batches_have_every_example_once() -> None:
