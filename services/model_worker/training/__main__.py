@@ -119,17 +119,21 @@ def _train(parsed: argparse.Namespace) -> None:
     generator = torch.Generator().manual_seed(options.seed)
     network = Network(base, options.first_layer, options.shape, options.gating, generator)
     console = Console(stderr=True)
+    num_tokens = sum(len(one.token_ids) for one in (*examples, *validation))
     with _progress(console) as progress:
-        task = progress.add_task("lower layers", total=sum(len(one.token_ids) for one in examples), said="")
-        hidden = hidden_states(
-            network,
-            _digest(parsed.base),
-            examples,
-            parsed.hidden or out / "hidden",
-            lambda num_tokens: progress.advance(task, num_tokens),
+        task = progress.add_task("lower layers", total=num_tokens, said="")
+        hidden, hidden_validation = (
+            hidden_states(
+                network,
+                _digest(parsed.base),
+                texts,
+                parsed.hidden or out / "hidden",
+                lambda num_done: progress.advance(task, num_done),
+            )
+            for texts in (examples, validation)
         )
     trainer = Trainer(network, examples, hidden, options)
-    before, _ = trainer.evaluate(validation)  # of the base: new experts change nothing
+    before, _ = trainer.evaluate(validation, hidden_validation)  # of the base: new experts change nothing
     if parsed.resume and (out / STATE).exists():
         trainer.load(out)
     console.print(f"validation loss before: {before:.4f}")
@@ -144,7 +148,7 @@ def _train(parsed: argparse.Namespace) -> None:
                 trainer.save(out)
                 if not console.is_terminal:
                     console.print(f"step {number} of {trainer.num_steps}: {said}, {time.monotonic() - started:.0f} s")
-    after, seen = trainer.evaluate(validation)
+    after, seen = trainer.evaluate(validation, hidden_validation)
     result = {
         "options": asdict(options),
         "num_train_examples": len(examples),

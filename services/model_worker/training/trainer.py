@@ -121,7 +121,7 @@ class Trainer:
         sums: dict[str, float] = {}
         seen: StepRouting | None = None
         for batch in passes:
-            logits, targets, decided = self._forward(batch)
+            logits, targets, decided = self._forward(self._examples, self._hidden, batch)
             parts = {"loss": F.cross_entropy(logits, targets, reduction="sum") / num_learned}
             parts |= {name: loss / len(passes) for name, loss in self._router_losses(decided).items()}
             weights = asdict(self._options.weights)
@@ -142,13 +142,15 @@ class Trainer:
             "learning_rate": self._learning_rate(),
         }, seen
 
-    def _forward(self, batch: list[int]) -> tuple[Tensor, Tensor, list[Assignment]]:
-        """Run a batch; returns logits `(R, vocab_size)`, the tokens that should follow `(R,)`, and the choices."""
-        examples = [self._examples[index] for index in batch]
-        rows = Rows(tuple(len(example.token_ids) for example in examples))
-        logit_rows = logit_rows_of([example.num_prompt_tokens for example in examples], rows)
-        token_ids = torch.tensor([token_id for example in examples for token_id in example.token_ids])
-        x = torch.cat([self._hidden.of(index) for index in batch])
+    def _forward(
+        self, examples: Sequence[Example], hidden: HiddenStates, batch: list[int]
+    ) -> tuple[Tensor, Tensor, list[Assignment]]:
+        """Run some examples; returns logits `(R, vocab_size)`, the tokens that follow `(R,)`, and the choices."""
+        chosen = [examples[index] for index in batch]
+        rows = Rows(tuple(len(example.token_ids) for example in chosen))
+        logit_rows = logit_rows_of([example.num_prompt_tokens for example in chosen], rows)
+        token_ids = torch.tensor([token_id for example in chosen for token_id in example.token_ids])
+        x = torch.cat([hidden.of(index) for index in batch])
         device = self.network.base.device
         logits, decided = self.network(x.to(device), rows, logit_rows.to(device), self._generator)
         return logits, token_ids[logit_rows + 1].to(device), decided
@@ -179,17 +181,14 @@ class Trainer:
         return options.learning_rate * (0.1 + 0.9 * (1 + math.cos(math.pi * part)) / 2)
 
     @torch.no_grad()
-    def evaluate(self, examples: Sequence[Example]) -> tuple[float, StepRouting | None]:
-        """Return the mean loss of the completions' tokens, and the routing, without what training adds."""
+    def evaluate(self, examples: Sequence[Example], hidden: HiddenStates) -> tuple[float, StepRouting | None]:
+        """Return the mean loss of the completions' tokens, in nats, and the routing, without what training adds."""
         self.network.eval()
         total, num_learned, seen = 0.0, 0, None
-        for example in examples:
-            rows = Rows((len(example.token_ids),))
-            token_ids = torch.tensor(example.token_ids, device=self.network.base.device)
-            logit_rows = logit_rows_of([example.num_prompt_tokens], rows).to(token_ids.device)
-            logits, decided = self.network(self.network.lower(token_ids, rows), rows, logit_rows)
-            total += float(F.cross_entropy(logits, token_ids[logit_rows + 1], reduction="sum"))
-            num_learned += len(logit_rows)
+        for index in range(len(examples)):
+            logits, targets, decided = self._forward(examples, hidden, [index])
+            total += float(F.cross_entropy(logits, targets, reduction="sum"))
+            num_learned += len(targets)
             if decided:
                 seen = StepRouting.of(decided) if seen is None else seen + StepRouting.of(decided)
         return total / num_learned, seen

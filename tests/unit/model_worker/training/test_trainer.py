@@ -54,10 +54,10 @@ def run(trainer: Trainer, directory: Path, *, until: int | None = None) -> list[
 @pytest.mark.parametrize("shape", [SHAPE, MixtureShape(num_experts=1, num_experts_per_tok=1, expert_width=16)])
 def test_it_learns(tmp_path: Path, shape: MixtureShape) -> None:
     trainer = trainer_of(tmp_path, replace(OPTIONS, shape=shape, epochs=12))
-    before, _ = trainer.evaluate(EXAMPLES)
+    before, _ = trainer.evaluate(EXAMPLES, hidden(tmp_path))
     base = {name: parameter.clone() for name, parameter in trainer.network.base.named_parameters()}
     steps = run(trainer, tmp_path)
-    after, seen = trainer.evaluate(EXAMPLES)
+    after, seen = trainer.evaluate(EXAMPLES, hidden(tmp_path))
     assert after < before - 0.5
     assert len(steps) == trainer.num_steps
     assert (seen is not None) == shape.has_router
