@@ -6,7 +6,7 @@ import contextlib
 import json
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import grpc
 from espalier.v1 import (
@@ -75,23 +75,31 @@ def make_generation(
     return generation
 
 
-class GatewayClient:
-    """Calls a gateway. Every method raises `ServiceError` for what it answers."""
+class _Client:
+    """What the clients of all services share: a channel that is open as long as they are used."""
 
     def __init__(self, address: str, *, timeout_s: float) -> None:
         """Connect when first called."""
         self._address = address
         self._channel = _channel(address)
-        self._stub = gateway_pb2_grpc.GatewayServiceStub(self._channel)
         self._timeout_s = timeout_s
 
-    def __enter__(self) -> GatewayClient:
+    def __enter__(self) -> Self:
         """Use until left."""
         return self
 
     def __exit__(self, *_: object) -> None:
         """Hang up."""
         self._channel.close()
+
+
+class GatewayClient(_Client):
+    """Calls a gateway. Every method raises `ServiceError` for what it answers."""
+
+    def __init__(self, address: str, *, timeout_s: float) -> None:
+        """Connect when first called."""
+        super().__init__(address, timeout_s=timeout_s)
+        self._stub = gateway_pb2_grpc.GatewayServiceStub(self._channel)
 
     def generate(self, generation: gateway_pb2.Generation) -> gateway_pb2.GenerateResponse:
         """Write a text."""
@@ -120,23 +128,13 @@ class GatewayClient:
             return self._stub.GetModelInfo(gateway_pb2.GetModelInfoRequest(), timeout=self._timeout_s)
 
 
-class ConstraintClient:
+class ConstraintClient(_Client):
     """Calls a constraint service. Every method raises `ServiceError` for what it answers."""
 
     def __init__(self, address: str, *, timeout_s: float) -> None:
         """Connect when first called."""
-        self._address = address
-        self._channel = _channel(address)
+        super().__init__(address, timeout_s=timeout_s)
         self._stub = constraint_pb2_grpc.ConstraintServiceStub(self._channel)
-        self._timeout_s = timeout_s
-
-    def __enter__(self) -> ConstraintClient:
-        """Use until left."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Hang up."""
-        self._channel.close()
 
     def compile(self, constraint: Any, options: Any, vocabulary_digest: str) -> constraint_pb2.CompileResponse:
         """Compile a constraint."""
@@ -159,23 +157,13 @@ class ConstraintClient:
         return [(grammar.name, grammar.description) for grammar in answer.grammars]
 
 
-class WorkerClient:
+class WorkerClient(_Client):
     """Calls a model worker. Every method raises `ServiceError` for what it answers."""
 
     def __init__(self, address: str, *, timeout_s: float) -> None:
         """Connect when first called."""
-        self._address = address
-        self._channel = _channel(address)
+        super().__init__(address, timeout_s=timeout_s)
         self._stub = model_worker_pb2_grpc.ModelWorkerServiceStub(self._channel)
-        self._timeout_s = timeout_s
-
-    def __enter__(self) -> WorkerClient:
-        """Use until left."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Hang up."""
-        self._channel.close()
 
     def model(self) -> model_worker_pb2.GetModelResponse:
         """Ask what model runs there."""
