@@ -117,16 +117,16 @@ bench-extract-million: install  ## Run an extraction job over a million lines: h
 training-data: install model  ## Write documents to train extraction on and others to judge it by into build/training; flags in DATA_ARGS
 	@$(BIN)/python -m gateway.samples.training --model $(BASE) --out build/training --tokens 320000 $(DATA_ARGS)
 
-# OpenMP threads that spin beside a busy neighbour cost far more than they gain.
 train: training-data  ## Train the routed experts anew into build/experts; flags in ARGS, such as --resume
-	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m services.model_worker.training train $(TRAIN) --out build/experts $(ARGS)
+	@$(BIN)/python -m services.model_worker.training train $(TRAIN) --out build/experts $(ARGS)
 
+# Twice 96: the width of the two experts that a token has.
 train-control: training-data  ## Train a dense block with as many active parameters in the same way into build/control
-	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m services.model_worker.training train $(TRAIN) --experts 1 --per-token 1 \
+	@$(BIN)/python -m services.model_worker.training train $(TRAIN) --experts 1 --per-token 1 \
 		--width 192 --out build/control $(ARGS)
 
 collapse-demo: training-data  ## Train twice for a short time, with and without load balancing, and draw what becomes of the experts
-	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.bench.collapse $(ARGS)
+	@$(BIN)/python -m tests.bench.collapse $(ARGS)
 
 bench-tracing: install model  ## Measure what traces and removed mass cost a token; flags in ARGS (see tests/bench/tracing.py)
 	@$(BIN)/python -m tests.bench.tracing $(ARGS)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
+# Before torch is loaded, as in the worker: threads that spin beside a busy neighbour cost far more than they gain.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import argparse
 import hashlib
 import json
-import os
 import sys
 import time
 from dataclasses import asdict
