@@ -10,6 +10,7 @@ import argparse
 import csv
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -38,6 +39,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, default=MODEL_PATH)
     parser.add_argument("--data", type=Path, default=Path("build/training"), help="as `make training-data` writes it")
+    parser.add_argument("--examples", type=int, default=150, help="texts that are learned, the first of the data's")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--first-layer", type=int, default=27)
     parser.add_argument("--learning-rate", type=float, default=5e-3)
@@ -45,10 +47,15 @@ def main() -> int:
     arguments = parser.parse_args()
     shares: dict[str, npt.NDArray[np.float64]] = {}
     with TemporaryDirectory(prefix="espalier-collapse-") as directory:
+        texts = Path(directory) / "texts"
+        texts.mkdir()
+        for name, count in (("train.jsonl", arguments.examples), ("validation.jsonl", arguments.examples // 10)):
+            with (arguments.data / name).open(encoding="utf-8") as lines:
+                (texts / name).write_text("".join(islice(lines, count)), encoding="utf-8")
         for name, flags in _RUNS.items():
             out = Path(directory) / name.split()[0]
             command = [sys.executable, "-m", "services.model_worker.training", "train", "--epochs", "100"]
-            command += ["--base", str(arguments.base), "--data", str(arguments.data), "--out", str(out)]
+            command += ["--base", str(arguments.base), "--data", str(texts), "--out", str(out)]
             command += ["--hidden", str(Path(directory) / "hidden"), "--steps", str(arguments.steps), *flags]
             command += ["--first-layer", str(arguments.first_layer), "--learning-rate", str(arguments.learning_rate)]
             subprocess.run(command, check=True)
