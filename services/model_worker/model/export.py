@@ -45,6 +45,8 @@ def write_huggingface(model: Transformer, directory: Path, dtype: torch.dtype, m
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     partial = directory / f"{WEIGHTS}.partial"
     save_file(tensors, partial, metadata={"format": "pt"})
+    # safetensors lets the owner alone read it; a worker on a volume is another user.
+    partial.chmod((directory / "config.json").stat().st_mode)
     partial.replace(directory / WEIGHTS)
 
 

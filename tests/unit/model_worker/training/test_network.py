@@ -61,6 +61,8 @@ def test_transformers_and_the_worker_read_what_is_written(tmp_path: Path, shape:
     composed = with_experts(dense_toy(), experts_of(network))
     write_tokenizer(toy_tokenizer(), tmp_path)
     write_huggingface(composed, tmp_path, torch.float32, {"eos_token_id": [0, 2], "bos_token_id": None})
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1, "who may read one file of a model may read all"
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     loaded = load_model(str(tmp_path), torch.float32)
     assert loaded.tokenizer == toy_tokenizer()
