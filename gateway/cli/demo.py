@@ -20,6 +20,8 @@ from gateway.cli.errors import show
 from gateway.cli.logs import LogPrinter
 from gateway.cli.stack import Stack, StackError, StackOptions
 from gateway.cli.up import private_directory
+from gateway.extraction.prompt import prompt_of
+from gateway.extraction.request import Extraction
 from services.rpckit.status import ServiceError
 
 _TIMEOUT_S = 300.0
@@ -31,6 +33,8 @@ class Task:
     """Something to write: what the user asks, and the constraint on the answer."""
 
     title: str
+    about: str
+    """What is shown: the document, or the whole question."""
     question: str
     constraint: Any
     constraint_name: str
@@ -86,11 +90,15 @@ def tasks() -> list[Task]:
     documents = {"changelog": "a Debian changelog entry", "email": "an e-mail", "korean": "a text in Korean"}
     made = []
     for name, title in documents.items():
-        question = _data(f"{name}.txt") + "\nWrite what the text above describes as JSON."
-        schema = make_constraint("json_schema", _data(f"{name}.schema.json"))
-        made.append(Task(title, question, schema, f"{name}.schema.json", 200))
+        document, schema = _data(f"{name}.txt"), _data(f"{name}.schema.json")
+        # As `Extract` asks; that has no tokens to show while it runs.
+        (message,) = prompt_of(Extraction(schema), document).messages
+        constraint = make_constraint("json_schema", schema)
+        made.append(Task(title, document, message.content, constraint, f"{name}.schema.json", 200))
     question = "Name three fruits and the colour of each."
-    made.append(Task("a question", question, make_constraint("lark", _data("answer.lark")), "answer.lark", 100))
+    made.append(
+        Task("a question", question, question, make_constraint("lark", _data("answer.lark")), "answer.lark", 100)
+    )
     return made
 
 
@@ -110,7 +118,7 @@ def _do_all(address: str, console: Console) -> list[Outcome]:
 def _do(task: Task, client: GatewayClient, console: Console) -> Outcome:
     """Write one text, showing tokens as they come: those that the constraint forced are dim and underlined."""
     console.rule(f"{task.title}, under {task.constraint_name}", align="left")
-    console.print(Text(task.question.rstrip(), style="italic dim"))
+    console.print(Text(task.about.rstrip(), style="italic dim"))
     console.print()
     generation = make_generation(
         chat=[("user", task.question)],
