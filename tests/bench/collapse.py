@@ -29,7 +29,7 @@ _MARGIN: Final = 40
 _WINDOW: Final = 5
 """Steps that one point of the picture is the mean of."""
 _RUNS: Final = {
-    "with load balancing and noise": ["--balance", "0.02", "--noise", "0.3"],
+    "with load balancing and noise": ["--balance", "0.1", "--noise", "0.3"],
     "without": ["--balance", "0", "--noise", "0", "--z", "0"],
 }
 

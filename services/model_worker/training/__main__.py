@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--capacity", type=float, help="room of an expert in fair shares; not given: room for all")
     for name, default in asdict(LossWeights()).items():
         train.add_argument(f"--{name}", type=float, default=default, help=f"weight of the {name} loss")
-    train.add_argument("--epochs", type=int, default=TrainingOptions.epochs)
+    train.add_argument("--epochs", type=float, default=TrainingOptions.epochs, help="1.5: half of the texts twice")
     train.add_argument("--steps", type=int, help="end after so many")
     train.add_argument("--batch-tokens", type=int, default=TrainingOptions.batch_tokens, help="most tokens of a pass")
     train.add_argument("--accumulation", type=int, default=TrainingOptions.accumulation, help="passes of a step")

@@ -1,6 +1,6 @@
-"""What is added to the language model's loss so that a router spreads its tokens and stays calm.
+"""What is added to the language model's loss: so that a router spreads its tokens, and so that the base stays known.
 
-Shapes: N tokens, E experts, A experts per token.
+Shapes: N tokens, E experts, A experts per token, R rows with logits.
 """
 
 from __future__ import annotations
@@ -23,6 +23,15 @@ def load_balancing_loss(probs: Tensor, expert_ids: Tensor) -> Tensor:
 def router_z_loss(logits: Tensor) -> Tensor:
     """Mean square of log-sum-exp: keeps logits small (B. Zoph et al., "ST-MoE", 2022). `logits`: `(N, E)`."""
     return logits.float().logsumexp(dim=-1).square().mean()
+
+
+def retention_loss(logits: Tensor, base_logits: Tensor) -> Tensor:
+    """Mean Kullback-Leibler divergence of what the base predicts from what is predicted now, in nats.
+
+    Keeps what the base knows where nothing else is to be learned (Z. Li, D. Hoiem, "Learning without Forgetting",
+    2016). Both: `(R, vocab_size)`.
+    """
+    return F.kl_div(logits.log_softmax(-1), base_logits.log_softmax(-1), reduction="batchmean", log_target=True)
 
 
 def entropy_loss(probs: Tensor) -> Tensor:

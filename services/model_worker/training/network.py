@@ -78,13 +78,7 @@ class Network(nn.Module):
     @torch.no_grad()
     def lower(self, token_ids: Tensor, rows: Rows) -> Tensor:
         """Run the layers that never change. `token_ids`: `(N,)`. Returns `(N, H)`."""
-        x: Tensor = self.base.embedding(token_ids)
-        rotary = self._rotary(rows)
-        for block in self._blocks[: self.first_layer]:
-            x = x + _attention(block, x, rotary, rows, self.base.config)
-            normed: Tensor = block.feed_forward_norm(x)
-            x = x + _dense(block, normed)
-        return x
+        return self._dense_layers(self._blocks[: self.first_layer], self.base.embedding(token_ids), rows)
 
     def forward(
         self, x: Tensor, rows: Rows, logit_rows: Tensor, generator: torch.Generator | None = None
@@ -94,8 +88,8 @@ class Network(nn.Module):
         `x`: `(N, H)`, of the lower ones; `logit_rows`: `(R,)`. Returns logits `(R, vocab_size)`, and what each layer's
         router decided.
         """
-        rotary = self._rotary(rows)
         decided: list[Assignment] = []
+        rotary = self._rotary(rows)
         for block, mixture in zip(self._blocks[self.first_layer :], self.layers, strict=True):
             x = x + _attention(block, x, rotary, rows, self.base.config)
             normed: Tensor = block.feed_forward_norm(x)
@@ -103,8 +97,23 @@ class Network(nn.Module):
             x = x + _dense(block, normed) + routed
             if assignment is not None:
                 decided.append(assignment)
-        logits = F.linear(self.base.norm(x.index_select(0, logit_rows)), self.base.head.weight)
-        return logits, decided
+        return self._logits(x, logit_rows), decided
+
+    @torch.no_grad()
+    def base_logits(self, x: Tensor, rows: Rows, logit_rows: Tensor) -> Tensor:
+        """Run the upper layers of the base alone, from what the lower ones gave. Returns `(R, vocab_size)`."""
+        return self._logits(self._dense_layers(self._blocks[self.first_layer :], x, rows), logit_rows)
+
+    def _dense_layers(self, blocks: Sequence[Block], x: Tensor, rows: Rows) -> Tensor:
+        rotary = self._rotary(rows)
+        for block in blocks:
+            x = x + _attention(block, x, rotary, rows, self.base.config)
+            normed: Tensor = block.feed_forward_norm(x)
+            x = x + _dense(block, normed)
+        return x
+
+    def _logits(self, x: Tensor, logit_rows: Tensor) -> Tensor:
+        return F.linear(self.base.norm(x.index_select(0, logit_rows)), self.base.head.weight)
 
     def _rotary(self, rows: Rows) -> Tensor:
         positions = rows.positions.to(self.base.device)
@@ -133,10 +142,16 @@ def _dense(block: Block, normed: Tensor) -> Tensor:
     return F.linear(F.silu(gate) * up, dense.down.weight)
 
 
-def logit_rows_of(prompt_lengths: Sequence[int], rows: Rows) -> Tensor:
-    """Return the rows whose logits say what the completions are made of: each before a token of one."""
-    found, start = [], 0
+def split_rows(prompt_lengths: Sequence[int], rows: Rows) -> tuple[Tensor, Tensor]:
+    """Return the rows whose logits say what prompts are made of, and those that say what completions are.
+
+    A row says the token after it: the last of a prompt is the first of its completion's, and the last of a text is
+    neither's.
+    """
+    prompts, completions, start = [], [], 0
     for num_prompt_tokens, length in zip(prompt_lengths, rows.lengths, strict=True):
-        found.append(torch.arange(start + num_prompt_tokens - 1, start + length - 1))
+        turn = start + num_prompt_tokens - 1
+        prompts.append(torch.arange(start, turn))
+        completions.append(torch.arange(turn, start + length - 1))
         start += length
-    return torch.cat(found)
+    return torch.cat(prompts), torch.cat(completions)

@@ -20,7 +20,7 @@ from services.model_worker.training.examples import Example, batches
 from services.model_worker.training.gating import Assignment
 from services.model_worker.training.hidden import HiddenStates
 from services.model_worker.training.mixture import GatingOptions, MixtureShape
-from services.model_worker.training.network import Network, Rows, logit_rows_of
+from services.model_worker.training.network import Network, Rows, split_rows
 from services.model_worker.training.report import Report, StepRouting
 
 STATE: Final = "state.pt"
@@ -34,7 +34,8 @@ class ResumeError(ValueError):
 class LossWeights:
     """What each loss beside the language model's counts; 0: not at all."""
 
-    balance: float = 0.02
+    balance: float = 0.1
+    retention: float = 0.1
     z: float = 0.001
     entropy: float = 0.0
     importance: float = 0.0
@@ -49,7 +50,8 @@ class TrainingOptions:
     shape: MixtureShape = field(default_factory=MixtureShape)
     gating: GatingOptions = field(default_factory=GatingOptions)
     weights: LossWeights = field(default_factory=LossWeights)
-    epochs: int = 2
+    epochs: float = 1.5
+    """How often each text is read; of the last time a part, if it is not a whole number."""
     max_steps: int | None = None
     batch_tokens: int = 2048
     """Most tokens in one forward and backward pass."""
@@ -59,7 +61,23 @@ class TrainingOptions:
     warmup_steps: int = 20
     weight_decay: float = 0.01
     max_gradient_norm: float = 1.0
+    retention_rows: int = 128
+    """Tokens of a pass' prompts, drawn anew each time, at which the retention loss is measured."""
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Some texts as rows, as the network takes them."""
+
+    x: Tensor
+    """`(N, H)`, of the lower layers."""
+    rows: Rows
+    prompt_rows: Tensor
+    completion_rows: Tensor
+    """`(R,)`, what the loss is of."""
+    targets: Tensor
+    """`(R,)`, the tokens after these rows."""
 
 
 class Trainer:
@@ -93,9 +111,10 @@ class Trainer:
         lengths = [len(example.token_ids) for example in self._examples]
         passes = [
             batch
-            for epoch in range(options.epochs)
+            for epoch in range(math.ceil(options.epochs))
             for batch in batches(lengths, options.batch_tokens, seed=options.seed * 1000 + epoch)
         ]
+        passes = passes[: round(len(passes) * options.epochs / math.ceil(options.epochs))]
         steps = [passes[start : start + options.accumulation] for start in range(0, len(passes), options.accumulation)]
         return steps[: options.max_steps]
 
@@ -115,15 +134,23 @@ class Trainer:
         self.network.train()
         num_learned = sum(
             len(self._examples[index].token_ids) - self._examples[index].num_prompt_tokens
-            for batch in passes
-            for index in batch
+            for indices in passes
+            for index in indices
         )
         sums: dict[str, float] = {}
         seen: StepRouting | None = None
-        for batch in passes:
-            logits, targets, decided = self._forward(self._examples, self._hidden, batch)
-            parts = {"loss": F.cross_entropy(logits, targets, reduction="sum") / num_learned}
-            parts |= {name: loss / len(passes) for name, loss in self._router_losses(decided).items()}
+        for indices in passes:
+            batch = self._batch(self._examples, self._hidden, indices)
+            kept = self._retention_rows(batch)
+            logit_rows = torch.cat([batch.completion_rows, kept])
+            logits, decided = self.network(batch.x, batch.rows, logit_rows, self._generator)
+            learned, retained = logits.split([len(batch.targets), len(kept)])
+            parts = {"loss": F.cross_entropy(learned, batch.targets, reduction="sum") / num_learned}
+            mean_losses = self._router_losses(decided)
+            if len(kept):
+                base_logits = self.network.base_logits(batch.x, batch.rows, kept)
+                mean_losses["retention"] = losses.retention_loss(retained, base_logits)
+            parts |= {name: loss / len(passes) for name, loss in mean_losses.items()}
             weights = asdict(self._options.weights)
             total = sum((weights.get(name, 1.0) * loss for name, loss in parts.items()), torch.zeros(()))
             total.backward()  # type: ignore[no-untyped-call]
@@ -135,25 +162,33 @@ class Trainer:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         values = {name if name == "loss" else f"{name}_loss": round(value, 5) for name, value in sums.items()}
-        num_tokens = sum(len(self._examples[index].token_ids) for batch in passes for index in batch)
+        num_tokens = sum(len(self._examples[index].token_ids) for indices in passes for index in indices)
         return values | {
             "tokens": num_tokens,
             "gradient_norm": round(float(norm), 5),
             "learning_rate": self._learning_rate(),
         }, seen
 
-    def _forward(
-        self, examples: Sequence[Example], hidden: HiddenStates, batch: list[int]
-    ) -> tuple[Tensor, Tensor, list[Assignment]]:
-        """Run some examples; returns logits `(R, vocab_size)`, the tokens that follow `(R,)`, and the choices."""
-        chosen = [examples[index] for index in batch]
+    def _batch(self, examples: Sequence[Example], hidden: HiddenStates, indices: Sequence[int]) -> _Batch:
+        chosen = [examples[index] for index in indices]
         rows = Rows(tuple(len(example.token_ids) for example in chosen))
-        logit_rows = logit_rows_of([example.num_prompt_tokens for example in chosen], rows)
+        prompt_rows, completion_rows = split_rows([example.num_prompt_tokens for example in chosen], rows)
         token_ids = torch.tensor([token_id for example in chosen for token_id in example.token_ids])
-        x = torch.cat([hidden.of(index) for index in batch])
         device = self.network.base.device
-        logits, decided = self.network(x.to(device), rows, logit_rows.to(device), self._generator)
-        return logits, token_ids[logit_rows + 1].to(device), decided
+        return _Batch(
+            torch.cat([hidden.of(index) for index in indices]).to(device),
+            rows,
+            prompt_rows.to(device),
+            completion_rows.to(device),
+            token_ids[completion_rows + 1].to(device),
+        )
+
+    def _retention_rows(self, batch: _Batch) -> Tensor:
+        """Draw the rows at which the base's predictions are to stay."""
+        if not self._options.weights.retention:
+            return batch.prompt_rows[:0]
+        drawn = torch.randperm(len(batch.prompt_rows), generator=self._generator, device=self._generator.device)
+        return batch.prompt_rows[drawn[: self._options.retention_rows]]
 
     def _router_losses(self, decided: list[Assignment]) -> dict[str, Tensor]:
         """Return the means over layers of the losses that count."""
@@ -186,9 +221,10 @@ class Trainer:
         self.network.eval()
         total, num_learned, seen = 0.0, 0, None
         for index in range(len(examples)):
-            logits, targets, decided = self._forward(examples, hidden, [index])
-            total += float(F.cross_entropy(logits, targets, reduction="sum"))
-            num_learned += len(targets)
+            batch = self._batch(examples, hidden, [index])
+            logits, decided = self.network(batch.x, batch.rows, batch.completion_rows)
+            total += float(F.cross_entropy(logits, batch.targets, reduction="sum"))
+            num_learned += len(batch.targets)
             if decided:
                 seen = StepRouting.of(decided) if seen is None else seen + StepRouting.of(decided)
         return total / num_learned, seen

@@ -45,6 +45,14 @@ def test_losses_are_what_their_formulas_say(seed: int, num_tokens: int, num_per_
     assert losses.importance_loss(probs).item() == pytest.approx((importance.std() / importance.mean()) ** 2, abs=1e-9)
 
 
+def test_retention_is_how_far_predictions_are_from_the_base() -> None:
+    now, base = torch.randn(2, 5, 20, generator=torch.Generator().manual_seed(1)).double()
+    distributions = [torch.distributions.Categorical(logits=logits) for logits in (base, now)]
+    expected = torch.distributions.kl_divergence(*distributions).mean().item()
+    assert losses.retention_loss(now, base).item() == pytest.approx(expected)
+    assert losses.retention_loss(base + 3, base).item() == pytest.approx(0, abs=1e-9)
+
+
 def test_diversity_is_0_for_orthogonal_experts_and_1_for_the_same() -> None:
     assert losses.diversity_loss(torch.eye(4).view(4, 2, 2)).item() == pytest.approx(0, abs=1e-7)
     assert losses.diversity_loss(torch.ones(4, 3, 2)).item() == pytest.approx(1)

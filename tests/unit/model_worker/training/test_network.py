@@ -16,7 +16,7 @@ from services.model_worker.toy import toy_tokenizer
 from services.model_worker.training.compose import with_experts, write_tokenizer
 from services.model_worker.training.experts_file import Experts
 from services.model_worker.training.mixture import MixtureShape
-from services.model_worker.training.network import Network, Rows
+from services.model_worker.training.network import Network, Rows, split_rows
 from tests.support.toy_model import prefill_logits, random_tokens
 from tests.support.trained_toy import FIRST_LAYER, SHAPE, dense_toy, toy_network
 
@@ -31,6 +31,21 @@ def network_logits(network: Network) -> list[torch.Tensor]:
     token_ids = torch.tensor([token_id for text in TEXTS for token_id in text])
     logits, _ = network.eval()(network.lower(token_ids, rows), rows, torch.arange(len(token_ids)))
     return list(torch.split(logits, list(rows.lengths)))
+
+
+def test_the_base_can_be_asked_alone() -> None:
+    network = toy_network()
+    rows = Rows(tuple(map(len, TEXTS)))
+    x = network.lower(torch.tensor([token_id for text in TEXTS for token_id in text]), rows)
+    expected = torch.cat([torch.tensor(prefill_logits(text, dense_toy())) for text in TEXTS])
+    chosen = torch.tensor([3, 17, 57])
+    torch.testing.assert_close(network.base_logits(x, rows, chosen), expected[chosen], atol=2e-5, rtol=0)
+
+
+def test_each_row_says_the_token_after_it() -> None:
+    prompts, completions = split_rows([3, 1], Rows((5, 4)))
+    assert prompts.tolist() == [0, 1]
+    assert completions.tolist() == [2, 3, 5, 6, 7]
 
 
 def experts_of(network: Network) -> Experts:

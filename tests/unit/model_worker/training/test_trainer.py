@@ -15,7 +15,9 @@ from tokenizers import Tokenizer
 from services.model_worker.toy import toy_tokenizer
 from services.model_worker.training.examples import ExamplesError, batches, read_examples
 from services.model_worker.training.hidden import HiddenStates, hidden_states
+from services.model_worker.training.losses import retention_loss
 from services.model_worker.training.mixture import GatingOptions, MixtureShape
+from services.model_worker.training.network import Rows, split_rows
 from services.model_worker.training.report import ROUTING, STEPS, Report
 from services.model_worker.training.trainer import STATE, LossWeights, ResumeError, Trainer, TrainingOptions
 from tests.support.trained_toy import FIRST_LAYER, SHAPE, toy_examples, toy_network
@@ -118,6 +120,33 @@ def test_balancing_keeps_experts_apart_and_a_collapse_is_told(tmp_path: Path) ->
     without, told = balance(LossWeights(balance=0))
     assert with_balancing < without - 0.1
     assert any("routing has collapsed" in event for event in told)
+
+
+def test_retention_keeps_what_the_base_says_of_prompts(tmp_path: Path) -> None:
+    def trained(retention: float) -> tuple[float, float]:
+        weights = LossWeights(retention=retention)
+        trainer = trainer_of(tmp_path, replace(OPTIONS, weights=weights, epochs=12, retention_rows=20))
+        run(trainer, tmp_path)
+        network, apart = trainer.network.eval(), []
+        for index, example in enumerate(EXAMPLES):
+            rows = Rows((len(example.token_ids),))
+            prompts, _ = split_rows([example.num_prompt_tokens], rows)
+            x = hidden(tmp_path).of(index)
+            with torch.no_grad():
+                logits, _ = network(x, rows, prompts)
+            apart.append(retention_loss(logits, network.base_logits(x, rows, prompts)).item())
+        return trainer.evaluate(EXAMPLES, hidden(tmp_path))[0], sum(apart) / len(apart)
+
+    loss, apart = trained(1.0)
+    loss_without, apart_without = trained(0.0)
+    assert apart < apart_without / 2
+    assert loss < loss_without + 0.5
+
+
+def test_a_part_of_an_epoch_is_a_part_of_its_passes(tmp_path: Path) -> None:
+    one, two, half = (trainer_of(tmp_path, replace(OPTIONS, epochs=epochs)).num_steps for epochs in (1, 2, 1.5))
+    assert one < half < two
+    assert half == round(two * 0.75)
 
 
 def test_lower_layers_are_computed_once(tmp_path: Path) -> None:
