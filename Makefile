@@ -90,8 +90,8 @@ bench-growth: install model  ## Measure how compile and masks grow with keys, ne
 bench-worker: install model  ## Measure the worker: tokens a second, prefix hits, long prompts beside others, deterministic mode; flags in ARGS (see tests/bench/worker.py)
 	@$(BIN)/python -m tests.bench.worker models $(ARGS)
 
-bench-load: install model  ## Measure the memory that loading takes; ARGS="PATH", by default the demo's model
-	@$(BIN)/python -m tests.bench.load_memory $(or $(ARGS),models/SmolLM2-135M-Instruct.Q4_1.gguf)
+bench-load: install model  ## Measure the memory that loading takes; ARGS="PATH", by default SmolLM2-135M-Instruct
+	@$(BIN)/python -m tests.bench.load_memory $(or $(ARGS),$(BASE))
 
 load-check: install  ## Ask two gateways, before two constraint services and two workers, through HAProxy and without; flags in ARGS
 	@$(BIN)/python -m tests.bench.load $(ARGS)
@@ -115,7 +115,7 @@ bench-extract-million: install  ## Run an extraction job over a million lines: h
 	@$(BIN)/python -m tests.bench.extract_million $(ARGS)
 
 training-data: install model  ## Write documents to train extraction on and others to judge it by into build/training; flags in DATA_ARGS
-	@$(BIN)/python -m gateway.samples.training --model $(BASE) --out build/training --tokens 320000 $(DATA_ARGS)
+	@$(BIN)/python -m gateway.samples.training --model $(BASE) --out build/training $(DATA_ARGS)
 
 train: training-data  ## Train the routed experts anew into build/experts; flags in ARGS, such as --resume
 	@$(BIN)/python -m services.model_worker.training train $(TRAIN) --out build/experts $(ARGS)
@@ -161,7 +161,7 @@ image-check: install  ## Build the images and run them unprivileged, as root wit
 run: install-run model  ## Start everything until Ctrl-C
 	@$(BIN)/espalier up
 
-model: install-run  ## Fetch the demo's model (93 MB) into models/
+model: install-run  ## Fetch the demo's model (93 MB) into models/, and put our experts beside it
 	@$(BIN)/espalier model fetch
 
 clean:  ## Remove what the targets made, the environment and the model too

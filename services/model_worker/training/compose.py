@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -18,9 +20,13 @@ from services.model_worker.model.transformer import Transformer
 from services.model_worker.tokenizer import TokenizerFiles, gguf_tokenizer
 from services.model_worker.training.experts_file import Experts
 
+SHIPPED_EXPERTS: Final = Path(__file__).parents[1] / "experts" / "SmolLM2-135M-Extract.safetensors"
+"""For SmolLM2-135M-Instruct; the card beside them says how they were made."""
+CARD: Final = "README.md"
+
 
 def compose(base_file: Path, experts_file: Path, directory: Path, dtype: torch.dtype = torch.float16) -> None:
-    """Write the Hugging Face directory of a base, a GGUF file, with experts beside its blocks.
+    """Write the Hugging Face directory of a base, a GGUF file, with experts beside its blocks, and their card if any.
 
     Raises:
         CheckpointError: one of them cannot be used, or they do not fit together.
@@ -32,6 +38,8 @@ def compose(base_file: Path, experts_file: Path, directory: Path, dtype: torch.d
     tokenizer = gguf_tokenizer(file)
     write_tokenizer(tokenizer, directory)
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": list(tokenizer.eos_token_ids)}
+    if experts_file.with_name(CARD).is_file():
+        shutil.copyfile(experts_file.with_name(CARD), directory / CARD)
     write_huggingface(model, directory, dtype, ends)
 
 
