@@ -30,11 +30,16 @@ def dense_toy() -> Transformer:
 
 
 def toy_network(
-    shape: MixtureShape = SHAPE, options: GatingOptions = PLAIN_GATING, *, is_trained: bool = True
+    shape: MixtureShape = SHAPE,
+    options: GatingOptions = PLAIN_GATING,
+    *,
+    is_trained: bool = True,
+    first_layer: int = FIRST_LAYER,
+    num_layers: int = 10,
 ) -> Network:
     """Return a network; one that counts as trained has experts that do something."""
     generator = torch.Generator().manual_seed(3)
-    network = Network(dense_toy(), FIRST_LAYER, shape, options, generator)
+    network = Network(dense_toy(), first_layer, shape, options, generator, num_layers)
     if is_trained:
         for mixture in network.layers:
             mixture.down.data.normal_(std=0.1, generator=generator)

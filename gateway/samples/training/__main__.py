@@ -65,7 +65,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Writes examples to train and to judge a small model with.")
     parser.add_argument("--model", type=Path, required=True, help="a GGUF file: its tokenizer and chat template")
     parser.add_argument("--out", type=Path, required=True, help="the directory to write to")
-    parser.add_argument("--tokens", type=int, default=600_000, help="of prompts and answers to train with")
+    parser.add_argument("--tokens", type=int, default=900_000, help="of prompts and answers to train with")
     parser.add_argument("--held-out", type=int, default=320, help="examples to judge by")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from gateway.samples.training.kinds import Choice, Clock, Code, Day, Flag, Kind, ListOf, Number, Rows, Text
 
-TRAINING_FILES: Final = ("trade", "travel", "people", "records")
+TRAINING_FILES: Final = ("trade", "travel", "people", "records", "home", "works", "public")
 HELD_OUT_FILES: Final = ("held_out",)
 
 _TRANSLATED: Final = ("de", "fr", "es", "ko")

@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of the processor")
     train.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     train.add_argument("--first-layer", type=int, default=TrainingOptions.first_layer, help="experts from here on")
+    train.add_argument("--layers", type=int, default=TrainingOptions.num_layers, help="most layers with experts")
     train.add_argument("--experts", type=int, default=MixtureShape.num_experts, help="1: a dense block, no router")
     train.add_argument("--per-token", type=int, default=MixtureShape.num_experts_per_tok, help="experts of a token")
     train.add_argument("--width", type=int, default=MixtureShape.expert_width, help="width inside an expert")
@@ -90,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
 def _options(parsed: argparse.Namespace) -> TrainingOptions:
     return TrainingOptions(
         first_layer=parsed.first_layer,
+        num_layers=parsed.layers,
         shape=MixtureShape(
             num_experts=parsed.experts,
             num_experts_per_tok=parsed.per_token,
@@ -121,7 +123,7 @@ def _train(parsed: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
     # Drawn on the CPU, so that a seed means the same experts everywhere.
     generator = torch.Generator().manual_seed(options.seed)
-    network = Network(base, options.first_layer, options.shape, options.gating, generator)
+    network = Network(base, options.first_layer, options.shape, options.gating, generator, options.num_layers)
     console = Console(stderr=True)
     num_tokens = sum(len(one.token_ids) for one in (*examples, *validation))
     with _progress(console) as progress:

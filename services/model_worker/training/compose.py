@@ -71,7 +71,7 @@ def with_experts(base: Transformer, experts: Experts) -> Transformer:
             state[f"{block}.gate_up.weight"], state[f"{block}.down.weight"] = _wider(
                 state, block, config, experts, layer
             )
-        elif layer >= experts.first_layer:
+        elif layer in experts.layers:
             state[f"{block}.shared.gate_up.weight"] = state.pop(f"{block}.gate_up.weight")
             state[f"{block}.shared.down.weight"] = 2 * state.pop(f"{block}.down.weight")
             state[f"{block}.shared_gate.weight"] = torch.zeros(1, config.hidden_size)
@@ -85,6 +85,7 @@ def with_experts(base: Transformer, experts: Experts) -> Transformer:
 
 
 def _mixture_config(base: ModelConfig, experts: Experts) -> ModelConfig:
+    dense_layers = frozenset(range(base.num_hidden_layers)) - experts.layers
     return replace(
         base,
         architecture="Qwen2MoeForCausalLM",
@@ -93,8 +94,8 @@ def _mixture_config(base: ModelConfig, experts: Experts) -> ModelConfig:
         norm_topk_prob=experts.shape.norm_topk_prob,
         intermediate_size=experts.shape.expert_width,
         shared_intermediate_size=base.intermediate_size,
-        dense_layers=frozenset(range(experts.first_layer)),
-        dense_intermediate_size=base.intermediate_size if experts.first_layer else 0,
+        dense_layers=dense_layers,
+        dense_intermediate_size=base.intermediate_size if dense_layers else 0,
     )
 
 
@@ -124,7 +125,7 @@ def _wider(
     width = experts.shape.expert_width
     gate, up = state[f"{block}.gate_up.weight"].chunk(2)
     down = state[f"{block}.down.weight"]
-    if layer < experts.first_layer:
+    if layer not in experts.layers:
         lone = dict.fromkeys(("gate_proj", "up_proj", "down_proj"), torch.zeros(()))
     else:
         lone = {

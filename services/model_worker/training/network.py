@@ -37,7 +37,7 @@ class Rows:
 
 
 class Network(nn.Module):
-    """A loaded dense `base`, and experts beside its blocks from `first_layer` on."""
+    """A loaded dense `base`, and experts beside at most `num_layers` of its blocks from `first_layer` on."""
 
     def __init__(
         self,
@@ -46,6 +46,7 @@ class Network(nn.Module):
         shape: MixtureShape,
         options: GatingOptions = PLAIN_GATING,
         generator: torch.Generator | None = None,
+        num_layers: int = 10,
     ) -> None:
         super().__init__()
         config = base.config
@@ -53,12 +54,14 @@ class Network(nn.Module):
             raise ValueError(f"experts are trained beside Llama's blocks; {config.architecture} has others")
         if not 0 <= first_layer < config.num_hidden_layers:
             raise ValueError(f"first_layer is {first_layer}, there are layers from 0 to {config.num_hidden_layers - 1}")
+        if num_layers < 1:
+            raise ValueError(f"num_layers is {num_layers}, it must be at least 1")
         self._base = [base]  # in a list: its weights are not this module's parameters
         self.first_layer = first_layer
         self.shape = shape
         self.mixtures = nn.ModuleList(
             TrainableMixture(config.hidden_size, shape, options, generator)
-            for _ in range(first_layer, config.num_hidden_layers)
+            for _ in range(min(num_layers, config.num_hidden_layers - first_layer))
         ).to(base.device)
 
     @property
@@ -68,7 +71,7 @@ class Network(nn.Module):
 
     @property
     def layers(self) -> list[TrainableMixture]:
-        """What is trained, from `first_layer` on."""
+        """What is trained, of the layers from `first_layer` on."""
         return [mixture for mixture in self.mixtures if isinstance(mixture, TrainableMixture)]
 
     @property
@@ -90,14 +93,16 @@ class Network(nn.Module):
         """
         decided: list[Assignment] = []
         rotary = self._rotary(rows)
-        for block, mixture in zip(self._blocks[self.first_layer :], self.layers, strict=True):
+        mixtures = self.layers
+        above = self.first_layer + len(mixtures)
+        for block, mixture in zip(self._blocks[self.first_layer : above], mixtures, strict=True):
             x = x + _attention(block, x, rotary, rows, self.base.config)
             normed: Tensor = block.feed_forward_norm(x)
             routed, assignment = mixture(normed, generator)
             x = x + _dense(block, normed) + routed
             if assignment is not None:
                 decided.append(assignment)
-        return self._logits(x, logit_rows), decided
+        return self._logits(self._dense_layers(self._blocks[above:], x, rows), logit_rows), decided
 
     @torch.no_grad()
     def base_logits(self, x: Tensor, rows: Rows, logit_rows: Tensor) -> Tensor:

@@ -46,11 +46,13 @@ class LossWeights:
 class TrainingOptions:
     """All that a run depends on, beside base and texts."""
 
-    first_layer: int = 20
+    first_layer: int = 14
+    num_layers: int = 10
+    """Most layers with experts; fewer where the model ends before."""
     shape: MixtureShape = field(default_factory=MixtureShape)
     gating: GatingOptions = field(default_factory=GatingOptions)
     weights: LossWeights = field(default_factory=LossWeights)
-    epochs: float = 1.5
+    epochs: float = 1.0
     """How often each text is read; of the last time a part, if it is not a whole number."""
     max_steps: int | None = None
     batch_tokens: int = 2048
@@ -61,8 +63,10 @@ class TrainingOptions:
     warmup_steps: int = 20
     weight_decay: float = 0.01
     max_gradient_norm: float = 1.0
+    retention_texts: int = 2
+    """Texts of a pass whose prompts the retention loss is measured on."""
     retention_rows: int = 128
-    """Tokens of a pass' prompts, drawn anew each time, at which the retention loss is measured."""
+    """Tokens of these prompts, drawn anew each time."""
     seed: int = 0
 
 
@@ -141,14 +145,13 @@ class Trainer:
         seen: StepRouting | None = None
         for indices in passes:
             batch = self._batch(self._examples, self._hidden, indices)
-            kept = self._retention_rows(batch)
+            kept, base_logits = self._retention(indices)
             logit_rows = torch.cat([batch.completion_rows, kept])
             logits, decided = self.network(batch.x, batch.rows, logit_rows, self._generator)
             learned, retained = logits.split([len(batch.targets), len(kept)])
             parts = {"loss": F.cross_entropy(learned, batch.targets, reduction="sum") / num_learned}
             mean_losses = self._router_losses(decided)
             if len(kept):
-                base_logits = self.network.base_logits(batch.x, batch.rows, kept)
                 mean_losses["retention"] = losses.retention_loss(retained, base_logits)
             parts |= {name: loss / len(passes) for name, loss in mean_losses.items()}
             weights = asdict(self._options.weights)
@@ -183,12 +186,19 @@ class Trainer:
             token_ids[completion_rows + 1].to(device),
         )
 
-    def _retention_rows(self, batch: _Batch) -> Tensor:
-        """Draw the rows at which the base's predictions are to stay."""
-        if not self._options.weights.retention:
-            return batch.prompt_rows[:0]
-        drawn = torch.randperm(len(batch.prompt_rows), generator=self._generator, device=self._generator.device)
-        return batch.prompt_rows[drawn[: self._options.retention_rows]]
+    def _retention(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Draw rows of a pass at which the base's predictions are to stay; returns them and the base's logits there.
+
+        They are of the first texts, which chance has put there, so that the base need not run all; the rows of these
+        texts are the first of the pass.
+        """
+        options, device = self._options, self.network.base.device
+        if not options.weights.retention:
+            return torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, device=device)
+        first = self._batch(self._examples, self._hidden, indices[: options.retention_texts])
+        order = torch.randperm(len(first.prompt_rows), generator=self._generator, device=device)
+        kept = first.prompt_rows[order[: options.retention_rows]]
+        return kept, self.network.base_logits(first.x, first.rows, kept)
 
     def _router_losses(self, decided: list[Assignment]) -> dict[str, Tensor]:
         """Return the means over layers of the losses that count."""

@@ -71,6 +71,16 @@ def test_the_composed_model_is_the_network(shape: MixtureShape) -> None:
 
 
 @pytest.mark.parametrize("shape", [SHAPE, LONE])
+def test_experts_need_not_reach_to_the_top(shape: MixtureShape) -> None:
+    network = toy_network(shape, first_layer=1, num_layers=2)
+    experts = experts_of(network)
+    assert experts.layers == {1, 2}
+    composed = with_experts(dense_toy(), experts)
+    for text, found in zip(TEXTS, network_logits(network), strict=True):
+        torch.testing.assert_close(torch.tensor(prefill_logits(text, composed)), found, atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [SHAPE, LONE])
 def test_transformers_and_the_worker_read_what_is_written(tmp_path: Path, shape: MixtureShape) -> None:
     network = toy_network(shape)
     composed = with_experts(dense_toy(), experts_of(network))
@@ -98,7 +108,7 @@ def test_experts_are_the_same_from_a_file(tmp_path: Path) -> None:
     saved = experts_of(toy_network())
     saved.save(tmp_path / "experts.safetensors", torch.float32, {"base": "toy"})
     loaded = Experts.load(tmp_path / "experts.safetensors")
-    assert (loaded.first_layer, loaded.shape) == (FIRST_LAYER, SHAPE)
+    assert (loaded.layers, loaded.shape) == ({FIRST_LAYER, FIRST_LAYER + 1}, SHAPE)
     assert loaded.tensors.keys() == saved.tensors.keys()
     assert all(torch.equal(loaded.tensors[name], tensor) for name, tensor in saved.tensors.items())
 
@@ -108,7 +118,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         missing = dict(experts_of(toy_network(shape)).tensors)
         del missing["model.layers.3.mlp.experts.0.up_proj.weight"]
         with pytest.raises(CheckpointError, match=r"layers\.3\.mlp\.experts\.0\.up_proj"):
-            with_experts(dense_toy(), Experts(FIRST_LAYER, shape, missing))
+            with_experts(dense_toy(), Experts(shape, missing))
     (tmp_path / "none.safetensors").write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match=r"none\.safetensors"):
         Experts.load(tmp_path / "none.safetensors")
@@ -118,3 +128,5 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         write_huggingface(large, tmp_path / "large", torch.float16, {})
     with pytest.raises(ValueError, match="first_layer"):
         Network(dense_toy(), 4, SHAPE)
+    with pytest.raises(ValueError, match="num_layers is 0"):
+        Network(dense_toy(), FIRST_LAYER, SHAPE, num_layers=0)
