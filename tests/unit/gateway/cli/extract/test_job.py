@@ -41,12 +41,15 @@ class Service:
     async def probe(self) -> None:
         pass
 
+    async def work(self, document: Document) -> None:
+        await asyncio.sleep(0.001)
+
     async def extract(self, document: Document) -> Result:
         self.calls.append(document.id)
         self.at_work += 1
         self.most = max(self.most, self.at_work)
         try:
-            await asyncio.sleep(0.001)
+            await self.work(document)
         finally:
             self.at_work -= 1
         if (error := self.fails(document)) is not None:
@@ -63,16 +66,13 @@ async def run(service: Service, count: int, *, concurrency: int = 4, patience_s:
 
 async def test_results_come_in_order_with_so_many_at_work() -> None:
     class Uneven(Service):
-        """The first is answered when four were at work at once, and twenty others are done."""
+        """The first four wait for one another, and the very first until twenty others have begun."""
 
-        async def extract(self, document: Document) -> Result:
-            result = await super().extract(document)
-            if document.id == "0":
-                self.at_work += 1
-                while self.most < 4 or len(self.calls) < 25:
-                    await asyncio.sleep(0)
-                self.at_work -= 1
-            return result
+        async def work(self, document: Document) -> None:
+            while document.id in ("0", "1", "2", "3") and self.most < 4:
+                await asyncio.sleep(0.001)
+            while document.id == "0" and len(self.calls) < 25:
+                await asyncio.sleep(0.001)
 
     service = Uneven()
     written = await asyncio.wait_for(run(service, 100), 60)
