@@ -23,6 +23,7 @@ DENSE_CONFIG = replace(
 )
 SHAPE = MixtureShape(num_experts=4, num_experts_per_tok=2, expert_width=8)
 FIRST_LAYER = 2
+NUM_LAYERS = 2
 
 
 def dense_toy() -> Transformer:
@@ -35,11 +36,10 @@ def toy_network(
     *,
     is_trained: bool = True,
     first_layer: int = FIRST_LAYER,
-    num_layers: int = 10,
 ) -> Network:
     """Return a network; one that counts as trained has experts that do something."""
     generator = torch.Generator().manual_seed(3)
-    network = Network(dense_toy(), first_layer, shape, options, generator, num_layers)
+    network = Network(dense_toy(), first_layer, NUM_LAYERS, shape, options, generator)
     if is_trained:
         for mixture in network.layers:
             mixture.down.data.normal_(std=0.1, generator=generator)

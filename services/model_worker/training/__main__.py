@@ -123,7 +123,7 @@ def _train(parsed: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
     # Drawn on the CPU, so that a seed means the same experts everywhere.
     generator = torch.Generator().manual_seed(options.seed)
-    network = Network(base, options.first_layer, options.shape, options.gating, generator, options.num_layers)
+    network = Network(base, options.first_layer, options.num_layers, options.shape, options.gating, generator)
     console = Console(stderr=True)
     num_tokens = sum(len(one.token_ids) for one in (*examples, *validation))
     with _progress(console) as progress:

@@ -43,10 +43,10 @@ class Network(nn.Module):
         self,
         base: Transformer,
         first_layer: int,
+        num_layers: int,
         shape: MixtureShape,
         options: GatingOptions = PLAIN_GATING,
         generator: torch.Generator | None = None,
-        num_layers: int = 10,
     ) -> None:
         super().__init__()
         config = base.config

@@ -145,7 +145,7 @@ class Trainer:
         seen: StepRouting | None = None
         for indices in passes:
             batch = self._batch(self._examples, self._hidden, indices)
-            kept, base_logits = self._retention(indices)
+            kept, base_logits = self._retention(batch)
             logit_rows = torch.cat([batch.completion_rows, kept])
             logits, decided = self.network(batch.x, batch.rows, logit_rows, self._generator)
             learned, retained = logits.split([len(batch.targets), len(kept)])
@@ -186,7 +186,7 @@ class Trainer:
             token_ids[completion_rows + 1].to(device),
         )
 
-    def _retention(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def _retention(self, batch: _Batch) -> tuple[Tensor, Tensor]:
         """Draw rows of a pass at which the base's predictions are to stay; returns them and the base's logits there.
 
         They are of the first texts, which chance has put there, so that the base need not run all; the rows of these
@@ -195,10 +195,12 @@ class Trainer:
         options, device = self._options, self.network.base.device
         if not options.weights.retention:
             return torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, device=device)
-        first = self._batch(self._examples, self._hidden, indices[: options.retention_texts])
-        order = torch.randperm(len(first.prompt_rows), generator=self._generator, device=device)
-        kept = first.prompt_rows[order[: options.retention_rows]]
-        return kept, self.network.base_logits(first.x, first.rows, kept)
+        first = Rows(batch.rows.lengths[: options.retention_texts])
+        num_rows = sum(first.lengths)
+        prompt_rows = batch.prompt_rows[batch.prompt_rows < num_rows]
+        order = torch.randperm(len(prompt_rows), generator=self._generator, device=device)
+        kept = prompt_rows[order[: options.retention_rows]]
+        return kept, self.network.base_logits(batch.x[:num_rows], first, kept)
 
     def _router_losses(self, decided: list[Assignment]) -> dict[str, Tensor]:
         """Return the means over layers of the losses that count."""

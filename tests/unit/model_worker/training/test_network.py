@@ -72,7 +72,7 @@ def test_the_composed_model_is_the_network(shape: MixtureShape) -> None:
 
 @pytest.mark.parametrize("shape", [SHAPE, LONE])
 def test_experts_need_not_reach_to_the_top(shape: MixtureShape) -> None:
-    network = toy_network(shape, first_layer=1, num_layers=2)
+    network = toy_network(shape, first_layer=1)
     experts = experts_of(network)
     assert experts.layers == {1, 2}
     composed = with_experts(dense_toy(), experts)
@@ -127,6 +127,6 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="too large for float16"):
         write_huggingface(large, tmp_path / "large", torch.float16, {})
     with pytest.raises(ValueError, match="first_layer"):
-        Network(dense_toy(), 4, SHAPE)
+        Network(dense_toy(), 4, 1, SHAPE)
     with pytest.raises(ValueError, match="num_layers is 0"):
-        Network(dense_toy(), FIRST_LAYER, SHAPE, num_layers=0)
+        Network(dense_toy(), FIRST_LAYER, 0, SHAPE)
