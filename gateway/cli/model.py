@@ -28,7 +28,7 @@ DOWNLOAD_BYTES: Final = 92_871_040
 FILE_NAME: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
 FILE_BYTES: Final = 98_362_432
 FILE_SHA256: Final = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-MIXTURE_NAME: Final = "SmolLM2-135M-Extract-v1"
+MIXTURE_NAME: Final = "SmolLM2-135M-Extract-v2"
 """Directory of the mixture. Another number for other experts, so that nobody goes on with the former ones."""
 DEFAULT_DIRECTORY: Final = Path("models")
 
