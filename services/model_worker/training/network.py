@@ -1,4 +1,4 @@
-"""A dense decoder with routed experts in its upper layers, differentiable: only the experts and routers learn.
+"""A dense decoder with routed experts in some of its layers, differentiable: only the experts and routers learn.
 
 The lower layers never change, so what they give is computed once for each text, however often it is read
 (`training/hidden.py`). What is here is the definition that the serving decoder has too, without a cache and without
