@@ -126,6 +126,8 @@ def _train(parsed: argparse.Namespace) -> None:
     network = Network(base, options.first_layer, options.num_layers, options.shape, options.gating, generator)
     console = Console(stderr=True)
     num_tokens = sum(len(one.token_ids) for one in (*examples, *validation))
+    if not console.is_terminal:
+        console.print(f"lower layers of {num_tokens} tokens first")
     with _progress(console) as progress:
         task = progress.add_task("lower layers", total=num_tokens, said="")
         hidden, hidden_validation = (
@@ -168,7 +170,7 @@ def _train(parsed: argparse.Namespace) -> None:
     about = {"base": parsed.base.name, "seed": str(options.seed)}
     Experts.of(options.first_layer, options.shape, network.layers).save(out / EXPERTS, torch.float16, about)
     (out / RESULT).write_text(json.dumps(result, indent=2) + "\n")
-    console.print(f"validation loss after: {after:.4f}; the experts are in {out / EXPERTS}")
+    console.print(f"validation loss after: {after:.4f}; the experts are in {out / EXPERTS}", soft_wrap=True)
 
 
 def _digest(file: Path) -> str:
