@@ -58,12 +58,8 @@ class Vocabulary:
         }
 
     def spelling(self, token_id: int) -> bytes:
-        """Return a token's bytes, for a special token those of its name; ids that have neither have none."""
-        return self.token_bytes[token_id] or self._spelling_of_special.get(token_id, b"")
-
-    @cached_property
-    def _spelling_of_special(self) -> dict[int, bytes]:
-        return {token_id: name.encode() for name, token_id in self.special_tokens.items()}
+        """Return a token's bytes, for a special or an end token those of its name; ids that have neither have none."""
+        return self.token_bytes[token_id] or (self._tokenizer.id_to_token(token_id) or "").encode()
 
     def encode(self, text: str) -> list[int]:
         """Cut a text that goes on from another into tokens that spell it.

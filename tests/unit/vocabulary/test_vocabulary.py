@@ -42,6 +42,12 @@ def test_special_tokens_are_text_in_a_document_and_themselves_in_a_chat() -> Non
     assert BYTES.token_bytes[eos] is None
 
 
+def test_special_and_end_tokens_are_spelled_by_their_names() -> None:
+    pieces = Vocabulary(sentencepiece(), 300, [1])
+    assert [pieces.spelling(token_id) for token_id in (0, 1, 259, 299)] == [b"<unk>", b"</s>", b"a", b""]
+    assert pieces.decode([0, 1, 259]) == b"a"
+
+
 def test_padding_and_added_tokens() -> None:
     tokenizer = Tokenizer.from_str(BYTES.tokenizer_json.decode())
     tokenizer.add_tokens([AddedToken("hello there", special=False)])
