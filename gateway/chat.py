@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final, NoReturn
 
@@ -32,10 +32,9 @@ class ChatTemplate:
     def __init__(self, source: str | None, vocabulary: Vocabulary, *, bos_token_id: int | None = None) -> None:
         """Read the template; one that does not parse, or none, is told to those who send a conversation."""
         self._vocabulary = vocabulary
-        spellings = _spellings(vocabulary)
         self._tokens = {
-            "bos_token": "" if bos_token_id is None else spellings.get(bos_token_id, ""),
-            "eos_token": spellings.get(vocabulary.eos_token_ids[0], ""),
+            "bos_token": "" if bos_token_id is None else vocabulary.spelling(bos_token_id).decode(),
+            "eos_token": vocabulary.spelling(vocabulary.eos_token_ids[0]).decode(),
         }
         self._template: jinja2.Template | None = None
         self._problem = "the model has no chat template: send `prompt` or `token_ids`"
@@ -173,8 +172,3 @@ def _around(piece: str, word: str) -> list[str]:
     for part in parts[1:]:
         around += [word, part]
     return [part for part in around if part]
-
-
-def _spellings(vocabulary: Vocabulary) -> Mapping[int, str]:
-    added = json.loads(vocabulary.tokenizer_json).get("added_tokens") or ()
-    return {token["id"]: token["content"] for token in added}

@@ -144,7 +144,7 @@ def _train(parsed: argparse.Namespace) -> None:
     before, _ = trainer.evaluate(validation, hidden_validation)  # of the base: new experts change nothing
     if parsed.resume and (out / STATE).exists():
         trainer.load(out)
-    console.print(f"validation loss before: {before:.4f}")
+    console.print(f"validation loss before: {before:.4f}, {time.monotonic() - started:.0f} s")
     first_step = trainer.num_done
     with Report(out, options.first_layer, first_step, parsed.collapse) as report, _progress(console) as progress:
         task = progress.add_task("training", total=trainer.num_steps, completed=first_step, said="")
